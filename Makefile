@@ -1,0 +1,39 @@
+# Every target sets up what it needs. The only requirements are Python 3.10 or 3.11, git and make.
+.PHONY: demo test test-all check format lock setup clean
+
+# A uv on the PATH is used; otherwise one is put into .tools, next to nothing of the system's.
+UV := $(shell command -v uv 2>/dev/null || echo .tools/uv)
+RUN := $(UV) run --frozen --quiet
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+demo: setup            ## train, attack, account and report on bundled handwritten digits
+	$(RUN) privfed audit examples/digits.toml --out reports/digits --replace
+
+test: setup            ## the quick tests
+	$(RUN) pytest -q -m "not slow" -n 2
+
+test-all: setup        ## every test
+	$(RUN) pytest -q -n 2
+
+check: setup           ## format, lint, types
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+format: setup          ## put the code into shape
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+lock: $(UV)            ## resolve again, and write requirements.txt for people without uv
+	$(UV) lock
+	$(UV) export --frozen --quiet --no-dev --no-emit-project --no-hashes --output-file requirements.txt
+
+setup: $(UV)           ## the environment in .venv, exactly as locked
+	@$(UV) sync --frozen --quiet || { echo "setup: the packages could not be installed; see above" >&2; exit 1; }
+
+.tools/uv:
+	@echo "setup: installing uv into .tools" >&2
+	@python3 scripts/bootstrap_uv.py .tools >/dev/null
+
+clean:                 ## remove what the targets set up
+	rm -rf .venv .tools .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""What judges a run: the evidence model, membership inference, the figures that no mechanism protects."""

@@ -1,0 +1,253 @@
+"""The command line: parses and dispatches only. TensorFlow is imported by the commands that train or attack."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from privfed import __version__
+from privfed.errors import PrivFedError
+
+app = typer.Typer(
+    name="privfed",
+    help="Train federated under differential privacy and secure aggregation; show what leaks, and to whom.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Experiment = Annotated[Path, typer.Argument(help="The experiment: a TOML file.", metavar="EXPERIMENT")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="DIR")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the run's files: new, empty, or of the same run.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: --set privacy.epsilon=4")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
+
+
+class Sampling(str, Enum):
+    """How cohorts are drawn."""
+
+    POISSON = "poisson"
+    FIXED = "fixed"
+    ALL = "all"
+
+
+SamplingOption = Annotated[Sampling, typer.Option(help="How each round's cohort is drawn.")]
+Rate = Annotated[float | None, typer.Option(help="Of poisson: chance of each client to take part in a round.")]
+Size = Annotated[int | None, typer.Option(help="Of fixed: clients in a round.")]
+Clients = Annotated[int | None, typer.Option(help="Of fixed: clients in all.")]
+Rounds = Annotated[int, typer.Option(help="Rounds of training.")]
+Delta = Annotated[float, typer.Option(help="δ of the guarantee.")]
+
+
+@app.command()
+def audit(experiment: Experiment, out: Out, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer copies it
+    """Train with and without protection, attack every observer's view, and write the report."""
+    from privfed.console import Console
+    from privfed.experiment import run_audit
+
+    settings = _settings(experiment, overrides)
+    console = Console(quiet=as_json)
+    evidence = run_audit(settings, out, console)
+    if as_json:
+        _print_json(json.loads(evidence.model_dump_json()))
+    else:
+        console.summary(evidence, out / "report.html")
+
+
+@app.command()
+def train(experiment: Experiment, out: Out, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer copies it
+    """Train only: metrics, ledger, model and transcript, but neither attacks nor report."""
+    from privfed.console import Console
+    from privfed.experiment import run_training
+
+    settings = _settings(experiment, overrides)
+    console = Console(quiet=as_json)
+    summary = run_training(settings, out, console)
+    if as_json:
+        _print_json(summary)
+    else:
+        console.figures(summary)
+
+
+@app.command()
+def attack(
+    experiment: Experiment,
+    observer: Annotated[str, typer.Option(help="Whose view is attacked, or all.")] = "all",
+    method: Annotated[str, typer.Option("--attack", help="Which attack, or all of the settings.")] = "all",
+    targets: Annotated[int | None, typer.Option(min=1, help="Observations attacked for each observer.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for attack.json.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Train, and attack what an observer saw of the training's own rounds."""
+    from privfed.console import Console
+    from privfed.experiment import run_attack
+
+    changes = [*overrides]
+    if method != "all":
+        changes.append(f'attacks.methods=["{method}"]')
+    if targets is not None:
+        changes.append(f"attacks.targets={targets}")
+    settings = _settings(experiment, changes)
+    console = Console(quiet=as_json)
+    outcomes = run_attack(settings, observer, out, console)
+    if as_json:
+        _print_json({"outcomes": outcomes})
+    else:
+        console.outcomes(outcomes)
+
+
+@app.command()
+def account(
+    noise_multiplier: Annotated[float, typer.Option(help="Standard deviation of the noise over the clip norm.")],
+    sampling: SamplingOption,
+    rounds: Rounds,
+    delta: Delta,
+    rate: Rate = None,
+    size: Size = None,
+    clients: Clients = None,
+    as_json: AsJson = False,
+) -> None:
+    """State the ε of a training with central Gaussian noise, and all that the ε depends on."""
+    from privfed.privacy.accounting import account as epsilon_of
+
+    guarantee = epsilon_of(noise_multiplier, _scheme(sampling, rate, size, clients), rounds, delta)
+    _print_guarantee(guarantee, as_json)
+
+
+@app.command()
+def calibrate(
+    epsilon: Annotated[float, typer.Option(help="Target ε.")],
+    sampling: SamplingOption,
+    rounds: Rounds,
+    delta: Delta,
+    rate: Rate = None,
+    size: Size = None,
+    clients: Clients = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the smallest noise multiplier whose ε is within a target."""
+    from privfed.privacy.accounting import account as epsilon_of
+    from privfed.privacy.calibration import noise_multiplier_for
+
+    scheme = _scheme(sampling, rate, size, clients)
+    noise_multiplier = noise_multiplier_for(epsilon, scheme, rounds, delta)
+    _print_guarantee(epsilon_of(noise_multiplier, scheme, rounds, delta), as_json)
+
+
+@app.command()
+def datasets(
+    folder: Annotated[Path | None, typer.Option(help="A folder of IDX files to look into.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="TensorFlow Datasets' folder, if not the usual one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the sources of data, and what of them is here."""
+    from privfed.console import Console
+    from privfed.data import describe
+
+    found = describe(folder=folder, data_dir=data_dir)
+    if as_json:
+        _print_json({"datasets": found})
+    else:
+        Console().table("Sources of data", found)
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Render report.html again from report.json."""
+    from privfed.report import render_folder
+
+    typer.echo(render_folder(folder))
+
+
+@app.command()
+def verify(folder: Folder, as_json: AsJson = False) -> None:
+    """Recompute the ledger's hashes and ε from the files of a run alone, finished or not."""
+    from privfed.verification import verify_run
+
+    result = verify_run(folder)
+    if as_json:
+        _print_json(result.as_json())
+    else:
+        typer.echo(result.as_text())
+    if not result.holds:
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"privfed {__version__}")
+        raise typer.Exit
+
+
+def _settings(path: Path, overrides: list[str]) -> Any:
+    from privfed.config import load_settings
+
+    return load_settings(path, overrides)
+
+
+def _scheme(sampling: Sampling, rate: float | None, size: int | None, clients: int | None) -> Any:
+    from privfed.errors import SettingError
+    from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling
+
+    needs = {Sampling.POISSON: {"rate"}, Sampling.FIXED: {"size", "clients"}, Sampling.ALL: set()}[sampling]
+    given = {key for key, value in (("rate", rate), ("size", size), ("clients", clients)) if value is not None}
+    for key in sorted(needs - given):
+        raise SettingError(f"is missing: sampling {sampling.value} needs it", where=f"--{key}")
+    for key in sorted(given - needs):
+        raise SettingError(f"does not go with sampling {sampling.value}", where=f"--{key}", remedy="Remove it")
+    if rate is not None:
+        return PoissonSampling(rate)
+    return FixedSizeSampling(size, clients) if size is not None and clients is not None else FullParticipation()
+
+
+def _print_guarantee(guarantee: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(guarantee.as_json())
+        return
+    typer.echo(guarantee.statement())
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: it is written as the string ``inf``, as in ``report.json``."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return "inf" if value == float("inf") else value
+
+
+def main() -> None:
+    """Run the command line; a fault that a person can mend is one line and exit code 2."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("privfed: interrupted; what was spent stays on the ledger", file=sys.stderr)  # noqa: T201 - one line is all
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - anything that is not ours goes on as it came
+        if not _is_ours(error):
+            raise
+        print(f"privfed: {error}", file=sys.stderr)  # noqa: T201 - one line is all
+        sys.exit(2)
+
+
+def _is_ours(error: Exception) -> bool:
+    # Imported here, since `privfed --help` should not wait for packages that it does not need.
+    from privfed.privacy.errors import PrivacyError
+    from privfed.secagg.errors import SecAggError
+
+    return isinstance(error, PrivFedError | PrivacyError | SecAggError)

@@ -1,0 +1,397 @@
+"""The settings of one experiment: one TOML file, strict, frozen; the one place where a setting enters.
+
+Unknown keys, values out of range and settings that contradict each other are refused with key path, value and
+remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from privfed.errors import SettingError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A table of the settings file: frozen, and strict about keys and types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _integers_are_floats(cls, values: Any) -> Any:
+        # TOML writes 1 where the field is a float; strict mode would refuse the int.
+        if isinstance(values, dict):
+            return {key: _as_float_if(cls, key, value) for key, value in values.items()}
+        return values
+
+
+def _as_float_if(section: type[BaseModel], key: str, value: Any) -> Any:
+    field = section.model_fields.get(key)
+    if field is not None and type(value) is int and field.annotation in (float, float | None):
+        return float(value)
+    return value
+
+
+class Data(Section):
+    """``[data]``: which examples, and how they are spread over clients."""
+
+    source: str = "digits"
+    """``digits``, ``idx`` (with ``folder``), ``idx:FOLDER``, or ``tfds:NAME``."""
+    folder: str | None = None
+    """Folder of the gzip IDX files, for ``idx``."""
+    data_dir: str | None = None
+    """TensorFlow Datasets' folder; its usual one when not given."""
+    manual_dir: str | None = None
+    """Where TensorFlow Datasets looks for files downloaded by hand."""
+    partition: Literal["sequential", "iid", "dirichlet", "shards"] = "iid"
+    clients: Count = 10
+    alpha: Positive = 0.5
+    """Concentration of ``dirichlet``: small is more skewed."""
+    shards_per_client: Count = 2
+    examples_per_client: Count | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("partition", mode="before")
+    @classmethod
+    def _plain_name(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("dirichlet("):
+            raise ValueError('write partition = "dirichlet" and alpha = … as a key of its own')
+        return value
+
+
+class Model(Section):
+    """``[model]``: a name of the zoo, or the user's Keras builder."""
+
+    name: str = "softmax"
+    """``softmax``, ``mlp``, ``lenet``, ``cnn``, or ``module:function``."""
+    hidden: list[Count] | None = None
+    activation: Literal["relu", "sigmoid", "tanh"] | None = None
+    initializer: Literal["zeros", "glorot", "uniform"] | None = None
+
+
+class Training(Section):
+    """``[training]``: federated averaging."""
+
+    rounds: Annotated[int, Field(ge=0)] = 20
+    local_epochs: Count = 1
+    batch_size: Count = 20
+    learning_rate: Positive = 0.1
+    shuffle: bool = True
+    weighted: bool = False
+    """Weight clients by their example counts, as McMahan et al. (2017) do; refused under differential privacy."""
+    server_optimizer: Literal["sgd", "adam", "adagrad", "yogi"] = "sgd"
+    server_learning_rate: Positive = 1.0
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    evaluate_every: Count = 1
+
+
+class Cohort(Section):
+    """``[cohort]``: who takes part in a round."""
+
+    sampling: Literal["poisson", "fixed", "all"] = "all"
+    rate: Rate | None = None
+    """Of ``poisson``: each client takes part with this probability, independently."""
+    size: Count | None = None
+    """Of ``fixed``: so many clients, without replacement."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that a sampled client vanishes in the round, at a stage drawn uniformly."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Cohort:
+        needed = {"poisson": "rate", "fixed": "size"}.get(self.sampling)
+        for key in ("rate", "size"):
+            given = getattr(self, key) is not None
+            if key == needed and not given:
+                raise ValueError(f"{key} is missing: sampling = {self.sampling!r} needs it")
+            if key != needed and given:
+                raise ValueError(f"{key} does not go with sampling = {self.sampling!r}: remove it")
+        return self
+
+
+class Privacy(Section):
+    """``[privacy]``: client-level differential privacy."""
+
+    mechanism: Literal["none", "gaussian"] = "none"
+    unit: Literal["client"] = "client"
+    clip_norm: Positive | None = None
+    """L2 bound of each client's update."""
+    epsilon: Positive | None = None
+    """Target for the whole run; the noise multiplier is calibrated from it."""
+    noise_multiplier: Positive | None = None
+    """Standard deviation of the noise on the sum, over ``clip_norm``."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    randomness: Literal["research", "secure"] = "research"
+    """``research``: seeded, reproducible, not secret. ``secure``: the operating system's CSPRNG."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Privacy:
+        if self.mechanism == "none":
+            for key in ("epsilon", "noise_multiplier"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f'{key} needs a mechanism: set mechanism = "gaussian" or remove {key}')
+            return self
+        if self.epsilon is not None and self.noise_multiplier is not None:
+            raise ValueError("epsilon and noise_multiplier are both given: keep one, the other follows from it")
+        if self.epsilon is None and self.noise_multiplier is None:
+            raise ValueError("neither epsilon nor noise_multiplier is given: set one of them")
+        if self.clip_norm is None:
+            raise ValueError("clip_norm is missing: without a bound on each update no noise protects it")
+        return self
+
+
+class SecureAggregation(Section):
+    """``[secure_aggregation]``: how the server comes to the sum."""
+
+    mode: Literal["off", "ring", "protocol"] = "off"
+    threshold: Annotated[int, Field(ge=2)] | None = None
+    """Survivors a round needs; a majority of the cohort when not given, and never less."""
+    ring_bits: Literal[32, 64] = 32
+    colluders: Annotated[int, Field(ge=0)] = 1
+    """Clients of each cohort that the observer ``server+colluders`` is given."""
+
+
+class Attacks(Section):
+    """``[attacks]``: what is tried on every observer's view."""
+
+    enabled: bool = True
+    methods: list[str] = ["dense_layer", "gradient_matching"]
+    rounds: list[Count] | None = None
+    """Rounds to record for the transcript; the first and the last when not given."""
+    targets: Count = 5
+    """Observations attacked for each observer."""
+    iterations: Count = 300
+    """Budget of the gradient matching, in iterations of its optimizer."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Audit(Section):
+    """``[audit]``: what stands beside the run in the report."""
+
+    baseline: bool = True
+    """Train once more without clipping, noise, masking and dropouts, for accuracy's price."""
+    membership: bool = True
+    """Loss-threshold membership inference on the released model."""
+
+
+class Settings(Section):
+    """One experiment."""
+
+    name: str = "experiment"
+    executor: Literal["local", "tff"] = "local"
+    data: Data = Data()
+    model: Model = Model()
+    training: Training = Training()
+    cohort: Cohort = Cohort()
+    privacy: Privacy = Privacy()
+    secure_aggregation: SecureAggregation = SecureAggregation()
+    attacks: Attacks = Attacks()
+    audit: Audit = Audit()
+
+    @field_validator("name")
+    @classmethod
+    def _short_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w .,+-]{1,80}", value):
+            raise ValueError("1 to 80 letters, digits, spaces, or any of . , + - _ are allowed")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Settings:
+        clients, cohort, masking = self.data.clients, self.cohort, self.secure_aggregation
+        if cohort.size is not None and cohort.size > clients:
+            raise _ContradictionError(
+                "cohort.size", cohort.size, f"there are {clients} clients", "Make it smaller"
+            )
+        if masking.mode != "off":
+            if self.privacy.clip_norm is None:
+                raise _ContradictionError(
+                    "privacy.clip_norm",
+                    None,
+                    f'secure_aggregation.mode = "{masking.mode}" encodes updates in a ring of fixed width, which '
+                    "needs a bound on each of them",
+                    "Set privacy.clip_norm",
+                )
+            expected = self.expected_cohort
+            needed = masking.threshold or 2
+            if needed > expected:
+                raise _ContradictionError(
+                    "secure_aggregation.threshold",
+                    needed,
+                    f"the cohort has {expected:g} clients{' on average' if cohort.rate else ''}",
+                    "Lower the threshold or enlarge the cohort",
+                )
+            if masking.colluders >= expected:
+                raise _ContradictionError(
+                    "secure_aggregation.colluders",
+                    masking.colluders,
+                    f"the cohort has {expected:g} clients",
+                    "Leave at least one honest client",
+                )
+        if self.training.weighted and self.privacy.mechanism != "none":
+            raise _ContradictionError(
+                "training.weighted",
+                True,
+                "example counts would scale each client's influence past the clip norm and are private themselves",
+                "Set training.weighted = false with a privacy mechanism",
+            )
+        if self.training.server_momentum and self.training.server_optimizer != "sgd":
+            raise _ContradictionError(
+                "training.server_momentum",
+                self.training.server_momentum,
+                f"{self.training.server_optimizer} has a momentum of its own",
+                'Set it to 0, or server_optimizer = "sgd"',
+            )
+        if self.privacy.mechanism != "none" and self.training.rounds == 0:
+            raise _ContradictionError(
+                "training.rounds", 0, "there is nothing to protect", "Train at least one round"
+            )
+        late = [r for r in self.attacks.rounds or [] if r > self.training.rounds]
+        if late:
+            raise _ContradictionError(
+                "attacks.rounds",
+                late,
+                f"the training has {self.training.rounds} rounds",
+                "Name earlier rounds",
+            )
+        return self
+
+    @property
+    def expected_cohort(self) -> float:
+        """Clients in a round: exactly, or on average under Poisson sampling."""
+        if self.cohort.size is not None:
+            return float(self.cohort.size)
+        return self.data.clients * (self.cohort.rate or 1.0)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over every resolved setting."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _ContradictionError(ValueError):
+    """Two settings that cannot both hold; pydantic wraps it, ``_explain`` takes it out again."""
+
+    def __init__(self, where: str, value: object, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.where, self.value, self.reason, self.remedy = where, value, reason, remedy
+
+
+def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read one experiment and apply ``key.path=value`` overrides, each value in TOML's syntax or a bare word.
+
+    Raises:
+        SettingError: The file is missing or no TOML; a key is unknown; a value is out of range or contradicts
+            another.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingError(
+            "no such experiment file",
+            where=str(path),
+            remedy="Name a TOML file, such as examples/digits.toml",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"cannot be read: {error}", where=str(path)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"is not valid TOML: {error}", where=str(path)) from None
+    for override in overrides:
+        _apply(tree, override)
+    return resolve_settings(tree)
+
+
+def resolve_settings(tree: dict[str, Any]) -> Settings:
+    """Check a tree of settings and fill in the defaults."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise SettingError(
+            "an override is written key.path=value",
+            where="--set",
+            value=override,
+            remedy="For example --set privacy.epsilon=4",
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise SettingError("is a value, not a table", where=path, value=override)
+    if value == "none":
+        # TOML has no null: `--set privacy.epsilon=none` takes a key of the file away.
+        if keys[-1] == "mechanism":
+            tree[keys[-1]] = value
+        else:
+            tree.pop(keys[-1], None)
+    else:
+        tree[keys[-1]] = value
+
+
+def _explain(error: ValidationError) -> SettingError:
+    """The first fault as one line: pydantic's own list is for programmers."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    cause = fault.get("ctx", {}).get("error")
+    if isinstance(cause, _ContradictionError):
+        return SettingError(cause.reason, where=cause.where, value=cause.value, remedy=cause.remedy)
+    value = fault["input"]
+    if fault["type"] == "extra_forbidden":
+        known = ", ".join(_known_keys(fault["loc"][:-1]))
+        return SettingError("unknown key", where=where, value=value, remedy=f"Known here: {known}")
+    if fault["type"] == "value_error":
+        return SettingError(str(cause), where=where)
+    message = fault["msg"].replace("Input should be", "must be")
+    if isinstance(value, float) and math.isnan(value):
+        message = "must be a number"
+    return SettingError(message, where=where, value=value, remedy="See the settings in the README")
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = Settings
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    return list(section.model_fields)
+
+
+def dump_toml(settings: Settings) -> str:
+    """Every resolved setting as TOML, so that a run's folder holds all that is needed to repeat it."""
+    tree = settings.model_dump(mode="json", exclude_none=True)
+    lines = [f"{key} = {_toml(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    for name, table in tree.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    # JSON's strings, numbers, booleans and arrays of these are TOML's.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,100 @@
+"""What a person sees while a command runs: progress with time to go, and a table at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_LINES = 10
+"""Lines of progress for each piece of work when nobody watches a terminal."""
+
+Advance = Callable[[str], None]
+
+
+class Console:
+    """Progress goes to standard error, results to standard output; ``quiet`` keeps both to the caller."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._out = RichConsole(file=sys.stdout, highlight=False)
+        self._err = RichConsole(file=sys.stderr, highlight=False)
+
+    def say(self, text: str) -> None:
+        """One line about what comes next."""
+        if not self._quiet:
+            self._err.print(text, markup=False)
+
+    @contextmanager
+    def progress(self, title: str, steps: int) -> Iterator[Advance]:
+        """A bar with the time to go on a terminal, about ``PLAIN_LINES`` lines elsewhere.
+
+        Yields a function to call after each step, with a few words on how it stands.
+        """
+        if self._quiet:
+            yield lambda _: None
+        elif not self._err.is_terminal:
+            yield self._plain(title, steps)
+        else:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[state]}"),
+            )
+            with Progress(*columns, console=self._err) as bar:
+                task = bar.add_task(title, total=steps, state="")
+                yield lambda state: bar.update(task, advance=1, state=state)
+
+    def _plain(self, title: str, steps: int) -> Advance:
+        done = 0
+
+        def advance(state: str) -> None:
+            nonlocal done
+            done += 1
+            if done == steps or done % max(1, steps // PLAIN_LINES) == 0:
+                self.say(f"{title} {done}/{steps}  {state}")
+
+        return advance
+
+    def figures(self, values: Mapping[str, Any], title: str = "") -> None:
+        """Names and values, a line each."""
+        table = Table(title=title or None, show_header=False, box=None, title_justify="left")
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for name, value in values.items():
+            table.add_row(name.replace("_", " "), show(value))
+        self._out.print(table)
+
+    def table(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows with the same keys."""
+        table = Table(title=title, title_justify="left")
+        for name in rows[0] if rows else ():
+            table.add_column(name.replace("_", " "), overflow="fold")
+        for row in rows:
+            table.add_row(*(show(value) for value in row.values()))
+        self._out.print(table)
+
+    def path(self, label: str, path: Path) -> None:
+        """Where a result lies, on a line of its own that can be copied whole."""
+        self._out.print(f"{label}: {path}", markup=False, soft_wrap=True)
+
+
+def show(value: Any) -> str:
+    """A value as a person writes it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if value == float("inf"):
+            return "∞"
+        return f"{value:.4g}"
+    return str(value)

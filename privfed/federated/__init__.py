@@ -1,0 +1,1 @@
+"""The federated algorithm: who takes part, what clients do, and what the server makes of it."""

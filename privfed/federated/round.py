@@ -1,0 +1,215 @@
+"""One round of federated averaging under differential privacy and secure aggregation, top to bottom.
+
+::
+
+    weights ──▶ local SGD ▸ clip ▸ encode ▸ mask ──▶ sum ▸ unmask ▸ decode ▸ noise ▸ divide ▸ server step ──▶
+               └─────────── each client ──────────┘ └───────────────────── server ──────────────────────┘
+
+McMahan et al. 2018, Algorithm 1 (client-level DP-FedAvg) with the sum computed as in Bonawitz et al. 2017.
+A client whose update is not finite counts as dropped out and is reported.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfed.federated.aggregation import Aggregate, Aggregation
+from privfed.federated.client_work import ClientWork
+from privfed.federated.cohorts import Cohort
+from privfed.federated.server_update import ServerOptimizer, State
+from privfed.federated.streams import Purpose, Streams
+from privfed.privacy.mechanisms import Mechanism
+from privfed.secagg import RoundAborted, Stage
+from privfed.transcript import RoundRecord
+
+Vector = NDArray[np.float32]
+Real = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class RoundMetrics:
+    """What one round tells of itself. None of it is noised; none of it is protected by the mechanism.
+
+    Attributes:
+        round: From 1.
+        train_loss: Mean over the examples that the cohort saw, before each step; ``None`` without any.
+        train_accuracy: Share classified right, likewise.
+        cohort: Clients sampled.
+        survivors: Clients in the sum.
+        non_finite: Clients whose update was not finite, and so dropped.
+        clipped_fraction: Share of the trained clients whose update was longer than the bound.
+        mean_norm: Mean L2 norm of the updates before clipping.
+        signal_to_noise: Norm of the sum over the expected norm of the noise; ``None`` without noise.
+        upload_bytes: From all clients to the server.
+        aborted: Why the round ended without a new model; ``None`` when it did not.
+        seconds: Wall time.
+    """
+
+    round: int
+    train_loss: float | None
+    train_accuracy: float | None
+    cohort: int
+    survivors: int
+    non_finite: int
+    clipped_fraction: float | None
+    mean_norm: float | None
+    signal_to_noise: float | None
+    upload_bytes: int
+    aborted: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class RoundOutcome:
+    """The new model, the server's new state, the metrics, and what the transcript may keep."""
+
+    weights: Vector
+    state: State
+    metrics: RoundMetrics
+    record: RoundRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """The parts of a round; calling it runs one.
+
+    Attributes:
+        work: Local training.
+        mechanism: Clipping on the client, noise on the server.
+        aggregation: From vectors to their sum.
+        server: The server's optimizer.
+        streams: Randomness by purpose and round.
+        divisor: What the sum is divided by: the *expected* cohort under differential privacy, so that the
+            division says nothing about who took part; ``None`` for the survivors' weight.
+        shares: Weight of each client's update in (0, 1], by client; ``None`` for equal weights.
+    """
+
+    work: ClientWork
+    mechanism: Mechanism
+    aggregation: Aggregation
+    server: ServerOptimizer
+    streams: Streams
+    divisor: float | None
+    shares: Real | None = None
+
+    def __call__(
+        self, number: int, weights: Vector, state: State, cohort: Cohort, release: Callable[[Vector], None]
+    ) -> RoundOutcome:
+        """Run round ``number`` from ``weights`` ``[d]``; nothing that a client does makes it raise.
+
+        ``release`` is called with the new weights before anybody sees them: it puts them on the ledger.
+        """
+        started = time.perf_counter()
+        local = self._train_and_clip(number, weights, cohort)
+        aggregate, aborted = self._sum(number, local, cohort)
+        new_weights, new_state = weights, state
+        if aggregate is not None:
+            noised = self.mechanism.on_server(aggregate.total, self.streams.source(Purpose.NOISE, number))
+            update = self._mean(noised, len(weights), aggregate)
+            new_state, new_weights = self.server.step(state, weights, -update)
+            release(new_weights)
+        metrics = RoundMetrics(
+            round=number,
+            train_loss=local.loss_sum / local.seen if local.seen else None,
+            train_accuracy=local.correct / local.seen if local.seen else None,
+            cohort=len(cohort.clients),
+            survivors=len(aggregate.survivors) if aggregate else 0,
+            non_finite=len(local.non_finite),
+            clipped_fraction=local.clipped / len(local.norms) if local.norms else None,
+            mean_norm=float(np.mean(local.norms)) if local.norms else None,
+            signal_to_noise=self._signal_to_noise(aggregate),
+            upload_bytes=sum(aggregate.bytes_per_stage.values()) if aggregate else 0,
+            aborted=aborted,
+            seconds=time.perf_counter() - started,
+        )
+        record = self._record(number, weights, new_weights, cohort, aggregate)
+        return RoundOutcome(new_weights, new_state, metrics, record)
+
+    def _train_and_clip(self, number: int, weights: Vector, cohort: Cohort) -> _Local:
+        """Client half: local SGD, then the clip; weighted updates carry their weight as one more coordinate."""
+        local = _Local(len(weights) + (self.shares is not None))
+        slack = self.aggregation.slack(len(cohort.clients), local.length)
+        for chunk in self.work(weights, cohort.clients, self.streams.key(Purpose.SHUFFLE, number)):
+            local.loss_sum += float(np.nansum(chunk.loss_sum))
+            local.correct += float(chunk.correct.sum())
+            local.seen += float(chunk.seen.sum())
+            for client, delta in zip(chunk.clients, chunk.deltas, strict=True):
+                if not np.isfinite(delta).all():
+                    local.non_finite.append(client)
+                    local.vectors[client] = np.zeros(local.length)
+                    continue
+                clipped = self.mechanism.on_client(delta, slack)
+                local.norms.append(clipped.norm_before)
+                local.clipped += clipped.was_clipped
+                share = 1.0 if self.shares is None else float(self.shares[client])
+                vector = share * clipped.update.astype(np.float64)
+                local.vectors[client] = vector if self.shares is None else np.append(vector, share)
+        return local
+
+    def _sum(self, number: int, local: _Local, cohort: Cohort) -> tuple[Aggregate | None, str | None]:
+        dropouts: dict[int, Stage | None] = {**cohort.dropouts, **dict.fromkeys(local.non_finite)}
+        if not local.vectors and self.divisor is not None:
+            # An empty Poisson cohort: the mechanism still adds its noise, or silence would tell who is missing.
+            return Aggregate(np.zeros(local.length), (), {}), None
+        if not local.vectors:
+            return None, "no client was sampled"
+        try:
+            aggregate = self.aggregation.sum(
+                number,
+                local.vectors,
+                dropouts,
+                lambda client: self.streams.source(Purpose.ROUNDING, number, client),
+            )
+        except RoundAborted as error:
+            return None, str(error)
+        if not aggregate.survivors and self.divisor is None:
+            return None, "no client survived"
+        return aggregate, None
+
+    def _mean(self, noised: Real, dimension: int, aggregate: Aggregate) -> Vector:
+        if self.shares is not None:
+            return (noised[:dimension] / noised[dimension]).astype(np.float32)
+        return (noised / (self.divisor or len(aggregate.survivors))).astype(np.float32)
+
+    def _signal_to_noise(self, aggregate: Aggregate | None) -> float | None:
+        if aggregate is None or not self.mechanism.stddev:
+            return None
+        return float(np.linalg.norm(aggregate.total)) / (
+            self.mechanism.stddev * float(np.sqrt(len(aggregate.total)))
+        )
+
+    def _record(
+        self, number: int, weights: Vector, new_weights: Vector, cohort: Cohort, aggregate: Aggregate | None
+    ) -> RoundRecord:
+        d = len(weights)
+        received = aggregate.received if aggregate else {}
+        shares = {c: 1.0 if self.shares is None else float(v[d]) for c, v in received.items()}
+        return RoundRecord(
+            round=number,
+            weights=weights,
+            new_weights=new_weights,
+            cohort=cohort.clients,
+            updates={c: v[:d] for c, v in received.items()},
+            shares=shares,
+            uploads={c: v[:d] for c, v in aggregate.uploads.items()} if aggregate else {},
+            total=aggregate.total[:d] if aggregate else np.zeros(d),
+        )
+
+
+@dataclass(eq=False)
+class _Local:
+    """What the clients of one cohort made, and its statistics."""
+
+    length: int
+    vectors: dict[int, Real] = field(default_factory=dict)
+    non_finite: list[int] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    clipped: int = 0
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    seen: float = 0.0

@@ -1,0 +1,136 @@
+"""The folder of a run: who may write into it, and how its files come to be complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfed.config import Settings, dump_toml, load_settings
+from privfed.errors import OutputError, SettingError
+
+SETTINGS, LEDGER, METRICS = "config.toml", "ledger.jsonl", "metrics.jsonl"
+BASELINE_METRICS, WEIGHTS, TRANSCRIPT = "metrics-baseline.jsonl", "weights.npy", "transcript.npz"
+
+
+class RunFolder:
+    """One run's files. A run with the same settings may continue in it; any other run is refused.
+
+    Raises:
+        OutputError: The folder cannot be written, or belongs to a run with other settings.
+    """
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise OutputError(
+                f"cannot be written: {error.strerror}", where=f"--out {path}", remedy="Name another folder"
+            ) from None
+        text = dump_toml(settings)
+        if self.settings_file.exists():
+            self._refuse_other_run(settings)
+        elif foreign := sorted(p.name for p in path.iterdir() if not p.name.startswith(".")):
+            raise OutputError(
+                "is not empty and holds no run of ours",
+                where=f"--out {path}",
+                value=foreign[0],
+                remedy="Name an empty or a new folder",
+            )
+        else:
+            write_text(self.settings_file, text)
+
+    @property
+    def settings_file(self) -> Path:
+        """The resolved settings."""
+        return self.path / SETTINGS
+
+    @property
+    def ledger(self) -> Path:
+        """What was spent."""
+        return self.path / LEDGER
+
+    def metrics(self, *, baseline: bool = False) -> MetricsFile:
+        """A new file of metrics, one JSON object a round."""
+        return MetricsFile(self.path / (BASELINE_METRICS if baseline else METRICS))
+
+    def save_weights(self, weights: NDArray[np.float32]) -> Path:
+        """The released model, as a flat NumPy vector."""
+        target = self.path / WEIGHTS
+        with _replacing(target) as file:
+            np.save(file, weights)
+        return target
+
+    def _refuse_other_run(self, settings: Settings) -> None:
+        try:
+            earlier = load_settings(self.settings_file)
+        except SettingError as error:
+            raise OutputError(
+                f"holds a run whose settings cannot be read ({error})",
+                where=f"--out {self.path}",
+                remedy="Name another folder",
+            ) from None
+        if earlier != settings:
+            difference = next(_differences(earlier.model_dump(), settings.model_dump()))
+            raise OutputError(
+                f"already holds another run: {difference}",
+                where=f"--out {self.path}",
+                remedy="Name another folder; what that run spent stays on record",
+            )
+
+
+class MetricsFile:
+    """One JSON object a line, flushed a line at a time, so that a killed run keeps its rounds."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one line."""
+        self._file.write(json.dumps(values, allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all, even when the machine stops."""
+    with _replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file beside ``path`` that takes its place when all went well."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.chmod(file.name, 0o644)  # temporary files are private by default; a run's files are not
+    os.replace(file.name, path)
+
+
+def _differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in left:
+        if isinstance(left[key], dict):
+            yield from _differences(left[key], right[key], f"{prefix}{key}.")
+        elif left[key] != right[key]:
+            yield f"there {prefix}{key} is {left[key]!r}, here {right[key]!r}"

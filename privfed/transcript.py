@@ -1,0 +1,280 @@
+"""What crossed the wire in a run, and what each observer saw of it.
+
+Everything that judges privacy reads a ``View``; nothing else gives an attack its data. A view holds no truth:
+the examples behind an update are known to the scoring alone.
+
+=================== =========================================== ==========================================
+observer            mode "off" or "ring"                        mode "protocol"
+=================== =========================================== ==========================================
+server              every client's update, by client            masked uploads, and the survivors' sum
+server+colluders    the same                                    that sum minus the colluders' updates
+active server       the same                                    every client's update: no key is
+                                                                authenticated, so it can replace them all
+client              the models broadcast (worst case: all)      the same
+release             the public initial model and the final one  the same
+=================== =========================================== ==========================================
+
+Mode "ring" is a simulator's shortcut that sums unmasked integers: it claims no protection, and its view is
+the plain one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from privfed.models.functional import Model
+
+Vector = NDArray[np.float32]
+
+
+class Observer(str, Enum):
+    """Who looks. The order is from the most to the least that is seen."""
+
+    SERVER = "server"
+    SERVER_WITH_COLLUDERS = "server+colluders"
+    ACTIVE_SERVER = "active server"
+    CLIENT = "client"
+    RELEASE = "release"
+
+
+class Kind(str, Enum):
+    """What an observed vector is."""
+
+    CLIENT_UPDATE = "client update"
+    MASKED_UPLOAD = "masked upload"
+    SUM = "sum of updates"
+    MODEL_DIFFERENCE = "difference of models"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The public plan of a run: what every participant, and so every observer, knows.
+
+    Attributes:
+        learning_rate: Of the clients' local SGD.
+        local_epochs: Passes of a client over its examples in one round.
+        batch_size: Examples in one local step.
+        server_scale: Factor from the mean client update to the change of the model, when the server's
+            step is linear (SGD without momentum); ``None`` when it is not.
+        clip_norm: L2 bound of a client's update, ``None`` when there is none.
+        noise_stddev: Standard deviation per coordinate of the noise added to the sum; 0 when none.
+        divisor: What the server divides the sum by (the expected cohort, or the survivors' weight: ``None``).
+        mode: ``off``, ``ring`` or ``protocol``.
+        weighted: Whether updates are weighted by their clients' example counts.
+    """
+
+    learning_rate: float
+    local_epochs: int
+    batch_size: int
+    server_scale: float | None
+    clip_norm: float | None
+    noise_stddev: float
+    divisor: float | None
+    mode: str
+    weighted: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One vector that an observer holds and can try to invert.
+
+    Attributes:
+        round: The round, from 1; the first one of the span for a difference of models.
+        kind: What the vector is.
+        weights: The model that the updates in it started from, ``[d]``.
+        vector: The vector in units of a client update (new weights − old weights), ``[d]``; a sum is the sum.
+        contributors: Sum of the weights of the clients' updates in it: their number, in unweighted averaging.
+        clients: Which clients those are (identifiers of the simulation; used for scoring only).
+        noise_stddev: Standard deviation per coordinate of the noise the observer knows to be in ``vector``.
+    """
+
+    round: int
+    kind: Kind
+    weights: Vector
+    vector: NDArray[np.float64]
+    contributors: float
+    clients: tuple[int, ...]
+    noise_stddev: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """All that one observer has: who it is, the public plan and model, and its observations."""
+
+    observer: Observer
+    plan: Plan
+    model: Model
+    observations: tuple[Observation, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RoundRecord:
+    """One recorded round.
+
+    Attributes:
+        round: From 1.
+        weights: Broadcast model ``[d]``.
+        new_weights: Model after the server's step ``[d]``.
+        cohort: Sampled clients.
+        updates: Survivors' clipped (and, where encoded, rounded) updates times their weights, by client: ``[d]``.
+        shares: Weight of each survivor's update; 1 in unweighted averaging.
+        uploads: Masked vectors as the server received them, decoded to update units; empty unless masked.
+        total: Sum of the survivors' updates before noise, ``[d]``.
+    """
+
+    round: int
+    weights: Vector
+    new_weights: Vector
+    cohort: tuple[int, ...]
+    updates: Mapping[int, NDArray[np.float64]]
+    shares: Mapping[int, float]
+    uploads: Mapping[int, NDArray[np.float64]]
+    total: NDArray[np.float64]
+
+
+@dataclass
+class Transcript:
+    """Recorded rounds of one run, and the models it started and ended with."""
+
+    plan: Plan
+    initial_weights: Vector
+    final_weights: Vector
+    rounds: int = 0
+    records: list[RoundRecord] = field(default_factory=list)
+
+    def view(self, observer: Observer, model: Model, *, colluders: int = 1) -> View:
+        """What ``observer`` saw; ``colluders`` clients of each cohort work with ``server+colluders``."""
+        if observer is Observer.RELEASE:
+            observations = self._release()
+        elif observer is Observer.CLIENT:
+            observations = [self._difference(record) for record in self.records]
+        elif self.plan.mode != "protocol" or observer is Observer.ACTIVE_SERVER:
+            observations = [o for record in self.records for o in _client_updates(record)]
+        else:
+            taken = colluders if observer is Observer.SERVER_WITH_COLLUDERS else 0
+            observations = [o for record in self.records for o in _masked(record, taken)]
+        return View(observer, self.plan, model, tuple(observations))
+
+    def _difference(self, record: RoundRecord) -> Observation:
+        """Two successive models: the noised mean update, when the server's step is linear."""
+        change = record.new_weights.astype(np.float64) - record.weights.astype(np.float64)
+        return self._model_difference(
+            record.round, 1, record.weights, change, tuple(record.updates), sum(record.shares.values())
+        )
+
+    def _release(self) -> list[Observation]:
+        change = self.final_weights.astype(np.float64) - self.initial_weights.astype(np.float64)
+        clients = tuple(sorted({c for record in self.records for c in record.updates}))
+        contributors = max([1, *(len(record.updates) for record in self.records)])
+        return [
+            self._model_difference(1, max(1, self.rounds), self.initial_weights, change, clients, contributors)
+        ]
+
+    def _model_difference(
+        self,
+        first_round: int,
+        rounds: int,
+        weights: Vector,
+        change: NDArray[np.float64],
+        clients: tuple[int, ...],
+        survivors: float,
+    ) -> Observation:
+        # In units of a sum of updates: undo the server's step and division where they are linear.
+        scale = (self.plan.divisor or survivors) / (self.plan.server_scale or 1.0)
+        return Observation(
+            first_round,
+            Kind.MODEL_DIFFERENCE,
+            weights,
+            change * scale,
+            survivors * rounds,
+            clients,
+            self.plan.noise_stddev * float(np.sqrt(rounds)),
+        )
+
+    def save(self, path: Path) -> str:
+        """Write the transcript as one compressed ``npz`` file; returns its SHA-256."""
+        arrays: dict[str, Any] = {
+            "initial_weights": self.initial_weights,
+            "final_weights": self.final_weights,
+        }
+        index = []
+        for i, record in enumerate(self.records):
+            clients, masked = sorted(record.updates), sorted(record.uploads)
+            index.append({"round": record.round, "cohort": record.cohort, "updates": clients, "uploads": masked})
+            arrays[f"{i}/weights"], arrays[f"{i}/new_weights"] = record.weights, record.new_weights
+            arrays[f"{i}/total"] = record.total
+            for name, ids, vectors in (
+                ("updates", clients, record.updates),
+                ("uploads", masked, record.uploads),
+            ):
+                rows = [vectors[c] for c in ids]
+                arrays[f"{i}/{name}"] = np.stack(rows) if rows else np.zeros((0, len(record.total)))
+        meta = {"version": 1, "plan": asdict(self.plan), "rounds": self.rounds, "records": index}
+        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    @classmethod
+    def load(cls, path: Path) -> Transcript:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: The file is not a transcript, or of a version this program does not know.
+        """
+        with np.load(path, allow_pickle=False) as data:
+            if "meta" not in data:
+                raise ValueError(f"{path}: not a transcript")
+            meta = json.loads(data["meta"].tobytes())
+            if meta.get("version") != 1:
+                raise ValueError(f"{path}: transcript version {meta.get('version')!r} is unknown, 1 is needed")
+            records = [
+                RoundRecord(
+                    entry["round"],
+                    data[f"{i}/weights"],
+                    data[f"{i}/new_weights"],
+                    tuple(entry["cohort"]),
+                    dict(zip(entry["updates"], data[f"{i}/updates"], strict=True)),
+                    dict(zip(entry["updates"], entry["shares"], strict=True)),
+                    dict(zip(entry["uploads"], data[f"{i}/uploads"], strict=True)),
+                    data[f"{i}/total"],
+                )
+                for i, entry in enumerate(meta["records"])
+            ]
+            return cls(
+                Plan(**meta["plan"]), data["initial_weights"], data["final_weights"], meta["rounds"], records
+            )
+
+
+def _client_updates(record: RoundRecord) -> list[Observation]:
+    return [
+        Observation(record.round, Kind.CLIENT_UPDATE, record.weights, update, record.shares[client], (client,))
+        for client, update in record.updates.items()
+    ]
+
+
+def _masked(record: RoundRecord, colluders: int) -> list[Observation]:
+    """The survivors' sum less what the colluders put in, and the masked uploads themselves."""
+    honest = tuple(sorted(record.updates))[min(colluders, max(0, len(record.updates) - 1)) :]
+    if not honest:
+        return []
+    known = set(record.updates) - set(honest)
+    rest = record.total - sum((record.updates[c] for c in known), np.zeros_like(record.total))
+    share = sum(record.shares[c] for c in honest)
+    seen = [Observation(record.round, Kind.SUM, record.weights, rest, share, honest)]
+    seen += [
+        Observation(record.round, Kind.MASKED_UPLOAD, record.weights, upload, 1.0, (client,))
+        for client, upload in record.uploads.items()
+        if client in honest
+    ]
+    return seen

@@ -1,0 +1,26 @@
+"""What all tests share: TensorFlow kept quiet and off the GPU, so that results are the same everywhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def privfed_command() -> list[str]:
+    """The command line in a process of its own, from the environment that runs the tests."""
+    return [str(Path(sys.executable).parent / "privfed")]

@@ -1,0 +1,119 @@
+"""Settings: what is refused, in which words; and that a run's folder repeats the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privfed.config import Settings, dump_toml, load_settings, resolve_settings
+from privfed.errors import SettingError
+
+DIGITS = Path(__file__).parents[1] / "examples" / "digits.toml"
+
+
+@pytest.mark.parametrize("example", sorted(DIGITS.parent.glob("*.toml")), ids=lambda p: p.stem)
+def test_examples_are_valid_and_survive_a_round_trip(example: Path, tmp_path: Path) -> None:
+    loaded = load_settings(example)
+    copy = tmp_path / "config.toml"
+    copy.write_text(dump_toml(loaded))
+    assert load_settings(copy) == loaded
+    assert load_settings(copy).fingerprint() == loaded.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "words"),
+    [
+        ("privacy.epsilon=0", "privacy.epsilon", "greater than 0"),
+        ("privacy.epsilon=nan", "privacy.epsilon", "number"),
+        ("privacy.epsilon=inf", "privacy.epsilon", "finite"),
+        ("cohort.rate=1.5", "cohort.rate", "less than or equal to 1"),
+        ("cohort.rate=0", "cohort.rate", "greater than 0"),
+        ("cohort.size=5", "cohort", "size does not go with sampling = 'poisson'"),
+        ("cohort.dropout=1", "cohort.dropout", "less than 1"),
+        ("privacy.noise_multiplier=1", "privacy", "both given"),
+        ("privacy.epsilon=none", "privacy", "neither epsilon nor noise_multiplier"),
+        ("privacy.clip_norm=none", "privacy", "clip_norm is missing"),
+        ("privacy.mechanism=none", "privacy", "needs a mechanism"),
+        ("privacy.mechanism=laplace", "privacy.mechanism", "gaussian"),
+        ("privacy.delta=1", "privacy.delta", "less than 1"),
+        ("privacy.colour=1", "privacy.colour", "Known here: mechanism"),
+        ("colour=1", "colour", "unknown key"),
+        ("secure_aggregation.threshold=100", "secure_aggregation.threshold", "48 clients on average"),
+        ("secure_aggregation.threshold=1", "secure_aggregation.threshold", "greater than or equal to 2"),
+        ("secure_aggregation.colluders=48", "secure_aggregation.colluders", "honest client"),
+        ("secure_aggregation.ring_bits=48", "secure_aggregation.ring_bits", "32"),
+        ("training.weighted=true", "training.weighted", "influence"),
+        ("training.rounds=0", "training.rounds", "nothing to protect"),
+        ("training.rounds=1.5", "training.rounds", "integer"),
+        ("training.rounds=true", "training.rounds", "integer"),
+        ("training.learning_rate=-1", "training.learning_rate", "greater than 0"),
+        ("data.partition=dirichlet(0.1)", "data.partition", "alpha"),
+        ("data=3", "data", "dictionary"),
+        ("data.clients.x=3", "data.clients.x", "value, not a table"),
+        ("attacks.rounds=[99]", "attacks.rounds", "40 rounds"),
+        ("name=../../x", "name", "letters"),
+        ("nonsense", "--set", "key.path=value"),
+        ("=3", "--set", "key.path=value"),
+    ],
+)
+def test_wrong_settings_are_one_line_with_place_and_words(override: str, where: str, words: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load_settings(DIGITS, [override])
+    assert caught.value.where.startswith(where)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_masking_needs_a_bound() -> None:
+    with pytest.raises(SettingError, match=r"privacy\.clip_norm: .*ring of fixed width.*Set privacy\.clip_norm"):
+        resolve_settings({"secure_aggregation": {"mode": "ring"}})
+
+
+def test_fixed_cohort_larger_than_the_population() -> None:
+    with pytest.raises(SettingError, match=r"cohort\.size: there are 10 clients \(got 11\)"):
+        resolve_settings({"cohort": {"sampling": "fixed", "size": 11}})
+
+
+def test_overrides_win_and_create_tables() -> None:
+    changed = load_settings(DIGITS, ["privacy.epsilon=4", "audit.membership=false", 'model.name="lenet"'])
+    assert (changed.privacy.epsilon, changed.audit.membership, changed.model.name) == (4.0, False, "lenet")
+    assert changed.fingerprint() != load_settings(DIGITS).fingerprint()
+
+
+@pytest.mark.parametrize("content", [b"a = ", b"\xff\xfe", b"[privacy]\nepsilon = 1\nepsilon = 2\n"])
+def test_broken_files_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    with pytest.raises(SettingError, match=r"broken\.toml"):
+        load_settings(path)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="no such experiment file"):
+        load_settings(tmp_path / "none.toml")
+    with pytest.raises(SettingError, match="cannot be read"):
+        load_settings(tmp_path)
+
+
+def test_settings_cannot_be_changed_after_checking() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().training.rounds = 3  # type: ignore[misc]  # the point of the test
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda c: st.lists(c, max_size=3)
+    )
+)
+def test_any_value_anywhere_is_accepted_or_refused_in_words(value: object) -> None:
+    for section, key in (("privacy", "epsilon"), ("data", "source"), ("model", "hidden"), ("cohort", "rate")):
+        message = ""
+        try:
+            resolve_settings({section: {key: value}})
+        except SettingError as error:
+            message = str(error)
+        assert "\n" not in message
