@@ -210,7 +210,15 @@ class Transcript:
         index = []
         for i, record in enumerate(self.records):
             clients, masked = sorted(record.updates), sorted(record.uploads)
-            index.append({"round": record.round, "cohort": record.cohort, "updates": clients, "uploads": masked})
+            index.append(
+                {
+                    "round": record.round,
+                    "cohort": record.cohort,
+                    "updates": clients,
+                    "shares": [record.shares[c] for c in clients],
+                    "uploads": masked,
+                }
+            )
             arrays[f"{i}/weights"], arrays[f"{i}/new_weights"] = record.weights, record.new_weights
             arrays[f"{i}/total"] = record.total
             for name, ids, vectors in (

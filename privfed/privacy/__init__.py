@@ -1,0 +1,1 @@
+"""Differential privacy of whole clients: clipping, noise, mechanisms, sampling, accounting, and the ledger."""

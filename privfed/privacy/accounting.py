@@ -1,0 +1,192 @@
+"""What ε a training spends: privacy-loss distributions first, Rényi DP as the cross-check.
+
+``dp_accounting`` does the numerics; this file decides which event a sampling scheme may claim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+from privfed.privacy.errors import PrivacyError
+from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling, SamplingScheme
+
+UNIT = "client"
+PLD_INTERVAL = 1e-3
+"""Discretisation of the privacy loss; pessimistic, and within 0.001 of ten times finer ones."""
+PLD_SHARE = 1e-4
+"""Where ε is large, the discretisation as a share of it, so that memory does not grow with ε."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """``count`` releases of a Gaussian mechanism with one noise multiplier under one sampling scheme."""
+
+    sampling: SamplingScheme
+    noise_multiplier: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """An ε and everything that it depends on.
+
+    Attributes:
+        epsilon: Upper bound; infinite without noise.
+        delta: Probability mass that ε does not cover.
+        unit: Whose data is protected as one.
+        neighbouring: Which datasets count as neighbours.
+        sampling: How cohorts are drawn, in words.
+        accountant: What computed ``epsilon``.
+        cross_check_epsilon: The same by another accountant; always an upper bound too.
+        cross_check_accountant: Its name.
+        rounds: Releases in all.
+        noise_multiplier: Standard deviation of the noise over the clip norm; ``None`` when it varies.
+    """
+
+    epsilon: float
+    delta: float
+    unit: str
+    neighbouring: str
+    sampling: str
+    accountant: str
+    cross_check_epsilon: float
+    cross_check_accountant: str
+    rounds: int
+    noise_multiplier: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def statement(self) -> str:
+        """One paragraph that leaves nothing out."""
+        noise = "" if self.noise_multiplier is None else f"noise multiplier {self.noise_multiplier:g}, "
+        return (
+            f"ε = {self.epsilon:.4g} at δ = {self.delta:g} for {self.unit}-level privacy against whoever sees "
+            f"noised models only (clients, release); neighbours: {self.neighbouring}; sampling: {self.sampling}; "
+            f"{noise}{self.rounds} rounds; by {self.accountant} ({self.cross_check_accountant}: "
+            f"{self.cross_check_epsilon:.4g}). The server, which holds the sum before the noise: ε = ∞."
+        )
+
+
+def account(noise_multiplier: float, sampling: SamplingScheme, rounds: int, delta: float) -> Guarantee:
+    """The guarantee of ``rounds`` rounds of central Gaussian noise.
+
+    Args:
+        noise_multiplier: Standard deviation of the noise on the sum over the clip norm; 0 for none.
+        sampling: How cohorts are drawn.
+        rounds: How many.
+        delta: In (0, 1).
+
+    Raises:
+        PrivacyError: A parameter is out of range.
+    """
+    return compose([Release(sampling, noise_multiplier, rounds)], delta)
+
+
+def compose(releases: Sequence[Release], delta: float) -> Guarantee:
+    """The guarantee of several kinds of releases together.
+
+    Raises:
+        PrivacyError: A parameter is out of range, or the releases have different neighbouring relations.
+    """
+    if not 0 < delta < 1:
+        raise PrivacyError("lies in (0, 1)", where="delta", value=delta)
+    for release in releases:
+        if not (release.noise_multiplier >= 0 and math.isfinite(release.noise_multiplier)):
+            raise PrivacyError("must be 0 or more", where="noise_multiplier", value=release.noise_multiplier)
+        if release.count < 0:
+            raise PrivacyError("must be 0 or more", where="rounds", value=release.count)
+    relations = {release.sampling.neighbouring for release in releases}
+    if len(relations) > 1:
+        raise PrivacyError(
+            f"releases with different neighbouring relations do not compose: {', '.join(sorted(relations))}"
+        )
+    releases = [release for release in releases if release.count]
+    multipliers = {release.noise_multiplier for release in releases}
+    first, second = _epsilons(tuple(releases), delta)
+    return Guarantee(
+        first[0],
+        delta,
+        UNIT,
+        next(iter(relations), "add or remove one client"),
+        " and ".join(dict.fromkeys(release.sampling.describe() for release in releases)) or "nothing released",
+        first[1],
+        second[0],
+        second[1],
+        sum(release.count for release in releases),
+        next(iter(multipliers)) if len(multipliers) == 1 else None,
+    )
+
+
+@lru_cache(maxsize=256)
+def _epsilons(releases: tuple[Release, ...], delta: float) -> tuple[tuple[float, str], tuple[float, str]]:
+    """ε with the name of its accountant, twice: to report, and to check it by."""
+    if any(release.noise_multiplier == 0 for release in releases):
+        return (math.inf, "none: no noise"), (math.inf, "none: no noise")
+    if any(isinstance(release.sampling, FixedSizeSampling) for release in releases):
+        amplified, plain = (_rdp_fixed(releases, delta), _pld_unsampled_replace(releases, delta))
+        names = "RDP, sampling without replacement (Wang et al. 2019)", "PLD, without amplification"
+        rows = sorted(zip((amplified, plain), names, strict=True))
+        return rows[0], rows[1]
+    bound = _rdp(releases, delta)
+    return (_pld([_event(release) for release in releases], delta, bound), "PLD"), (bound, "RDP")
+
+
+def _event(release: Release) -> Any:
+    """The add-or-remove event of one release kind under Poisson sampling or full participation."""
+    import dp_accounting as dp
+
+    if isinstance(release.sampling, PoissonSampling) and release.sampling.rate < 1:
+        gaussian = dp.GaussianDpEvent(release.noise_multiplier)
+        return dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(release.sampling.rate, gaussian), release.count)
+    if isinstance(release.sampling, PoissonSampling | FullParticipation):
+        # T unsampled Gaussians are one Gaussian of T times the signal-to-noise ratio squared: exact, and fast.
+        return dp.GaussianDpEvent(release.noise_multiplier / math.sqrt(release.count))
+    raise PrivacyError("no event is known for this sampling scheme", value=release.sampling.describe())
+
+
+def _pld(events: Sequence[Any], delta: float, bound: float) -> float:
+    """ε of add-or-remove events; ``bound`` is any upper bound on it, and says how fine the loss must be cut."""
+    from dp_accounting import NeighboringRelation, pld
+
+    interval = max(PLD_INTERVAL, PLD_SHARE * bound)
+    accountant = pld.PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, interval)
+    for event in events:
+        accountant.compose(event)
+    return float(accountant.get_epsilon(delta)) if events else 0.0
+
+
+def _rdp(releases: Sequence[Release], delta: float) -> float:
+    from dp_accounting import NeighboringRelation, rdp
+
+    accountant = rdp.RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
+    for release in releases:
+        accountant.compose(_event(release))
+    return float(accountant.get_epsilon(delta)) if releases else 0.0
+
+
+def _rdp_fixed(releases: Sequence[Release], delta: float) -> float:
+    """Replace-one moves the sum by two clip norms, so the event's noise multiplier is half of ours."""
+    import dp_accounting as dp
+    from dp_accounting import rdp
+
+    accountant = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
+    for release in releases:
+        scheme = release.sampling
+        if not isinstance(scheme, FixedSizeSampling):
+            raise PrivacyError("fixed-size cohorts compose with each other only")
+        gaussian = dp.GaussianDpEvent(release.noise_multiplier / 2)
+        event = dp.SampledWithoutReplacementDpEvent(scheme.population, scheme.size, gaussian)
+        accountant.compose(dp.SelfComposedDpEvent(event, release.count))
+    return float(accountant.get_epsilon(delta)) if releases else 0.0
+
+
+def _pld_unsampled_replace(releases: Sequence[Release], delta: float) -> float:
+    """An upper bound whatever the cohorts are: as if the replaced client were in each of them."""
+    doubled = [Release(FullParticipation(), release.noise_multiplier / 2, release.count) for release in releases]
+    return _pld([_event(release) for release in doubled], delta, _rdp(doubled, delta))

@@ -1,0 +1,64 @@
+"""How much noise a target ε needs."""
+
+from __future__ import annotations
+
+import math
+
+from privfed.privacy.accounting import account
+from privfed.privacy.errors import PrivacyError
+from privfed.privacy.sampling import SamplingScheme
+
+RESOLUTION = 1e-4
+"""Noise multipliers are multiples of this."""
+LARGEST = 1e5
+
+
+def noise_multiplier_for(epsilon: float, sampling: SamplingScheme, rounds: int, delta: float) -> float:
+    """The smallest noise multiplier (in steps of ``RESOLUTION``) whose ε is at most ``epsilon``.
+
+    Raises:
+        PrivacyError: A parameter is out of range, or no noise reaches the target.
+    """
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise PrivacyError("must be a positive number", where="epsilon", value=epsilon)
+    if rounds < 1:
+        raise PrivacyError("must be at least 1", where="rounds", value=rounds)
+    known: dict[int, float] = {}
+
+    def excess(steps: int) -> float:
+        if steps not in known:
+            spent = account(steps * RESOLUTION, sampling, rounds, delta).epsilon
+            known[steps] = (
+                math.log(spent / epsilon) if 0 < spent < math.inf else math.copysign(99.0, spent - epsilon)
+            )
+        return known[steps]
+
+    # ε falls roughly like 1/z: a guess from the unamplified bound, then a bracket, then regula falsi on logs.
+    low = high = max(1, round(_guess(epsilon, delta) / RESOLUTION))
+    while excess(low) <= 0 and low > 1:
+        low = max(1, low // 2)
+    while excess(high) > 0:
+        if high * RESOLUTION > LARGEST:
+            raise PrivacyError(
+                f"no noise multiplier up to {LARGEST:g} reaches it",
+                where="epsilon",
+                value=epsilon,
+                remedy="Ask for a larger ε, a larger δ, a lower rate or fewer rounds",
+            )
+        low, high = high, high * 2
+    while high - low > 1 and excess(low) > 0:
+        middle = _between(low, high, excess(low), excess(high))
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return round((low if excess(low) <= 0 else high) * RESOLUTION, 4)
+
+
+def _guess(epsilon: float, delta: float) -> float:
+    return max(0.5, min(math.sqrt(2 * math.log(1.25 / delta)) / epsilon, 1.5))
+
+
+def _between(low: int, high: int, above: float, below: float) -> int:
+    """Where a line through both ends, on logarithmic axes, crosses zero; kept off the ends, so that both move."""
+    share = above / (above - below)
+    middle = round(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
+    margin = max(1, (high - low) // 50)
+    return min(max(middle, low + margin), high - margin)

@@ -1,0 +1,65 @@
+"""Bounding what one client can do: the L2 clip, and the sensitivity that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfed.privacy.errors import NonFiniteUpdateError, PrivacyError
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How far one unit can move the sum.
+
+    Attributes:
+        norm: L2 bound, in the units of an update.
+        unit: Whose data is added, removed or replaced.
+        neighbouring: Which datasets count as neighbours.
+    """
+
+    norm: float
+    unit: str
+    neighbouring: str
+
+
+@dataclass(frozen=True, eq=False)
+class Clipped:
+    """A bounded update, and what it was before."""
+
+    update: NDArray[np.float32]
+    norm_before: float
+    was_clipped: bool
+
+
+def clip_by_l2(update: NDArray[np.float32], norm: float) -> Clipped:
+    """Scale ``update`` ``[d]`` down to an L2 norm of at most ``norm`` (Abadi et al. 2016, Algorithm 1).
+
+    The bound holds for the float32 result as measured in float64, not only before rounding.
+
+    Raises:
+        NonFiniteUpdateError: The update holds NaN or infinity.
+        PrivacyError: The bound is not a positive number.
+    """
+    if not (norm > 0 and np.isfinite(norm)):
+        raise PrivacyError("the bound must be a positive number", where="norm", value=norm)
+    length = l2_norm(update)
+    if not np.isfinite(length):
+        raise NonFiniteUpdateError("the update is not finite")
+    if length <= norm:
+        return Clipped(update, length, False)
+    exact = update.astype(np.float64)
+    factor = norm / length
+    clipped = (exact * factor).astype(np.float32)
+    while l2_norm(clipped) > norm:  # rounding to float32 lengthened it
+        factor *= 1 - 2.0**-24
+        clipped = (exact * factor).astype(np.float32)
+    return Clipped(clipped, length, True)
+
+
+def l2_norm(update: NDArray[np.float32]) -> float:
+    """L2 norm in float64."""
+    exact = update.astype(np.float64)
+    return float(np.sqrt(np.dot(exact, exact)))

@@ -1,0 +1,117 @@
+"""How cohorts are drawn, and what the accountant may therefore claim.
+
+The scheme decides the event, so that no cohort gets the amplification of a scheme that it was not drawn by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from privfed.privacy.errors import PrivacyError
+
+ADD_REMOVE = "add or remove one client"
+REPLACE = "replace one client"
+
+
+class SamplingScheme(Protocol):
+    """One way to draw cohorts."""
+
+    @property
+    def name(self) -> str:
+        """As in the settings."""
+        ...
+
+    @property
+    def neighbouring(self) -> str:
+        """The neighbouring relation of the guarantee that goes with the scheme."""
+        ...
+
+    def describe(self) -> str:
+        """In the words of a report."""
+        ...
+
+
+@dataclass(frozen=True)
+class PoissonSampling:
+    """Each client takes part with probability ``rate``, independently of everything."""
+
+    rate: float
+    name: str = "poisson"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise PrivacyError("a sampling rate lies in (0, 1]", where="rate", value=self.rate)
+
+    @property
+    def neighbouring(self) -> str:
+        """Adding or removing a client."""
+        return ADD_REMOVE
+
+    def describe(self) -> str:
+        """In the words of a report."""
+        return f"Poisson, rate {self.rate:g}"
+
+
+@dataclass(frozen=True)
+class FixedSizeSampling:
+    """A cohort of exactly ``size`` of ``population`` clients, without replacement."""
+
+    size: int
+    population: int
+    name: str = "fixed"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= self.population:
+            raise PrivacyError(f"a cohort has from 1 to {self.population} clients", where="size", value=self.size)
+
+    @property
+    def neighbouring(self) -> str:
+        """Replacing a client: with a size that is public, none can be added or removed."""
+        return REPLACE
+
+    def describe(self) -> str:
+        """In the words of a report."""
+        return f"fixed size, {self.size} of {self.population} without replacement"
+
+
+@dataclass(frozen=True)
+class FullParticipation:
+    """Every client takes part in every round."""
+
+    name: str = "all"
+
+    @property
+    def neighbouring(self) -> str:
+        """Adding or removing a client."""
+        return ADD_REMOVE
+
+    def describe(self) -> str:
+        """In the words of a report."""
+        return "none: every client in every round"
+
+
+def scheme_to_json(scheme: SamplingScheme) -> dict[str, Any]:
+    """For the ledger."""
+    return asdict(scheme)  # type: ignore[call-overload,no-any-return]  # every scheme is a dataclass
+
+
+def scheme_from_json(values: Mapping[str, Any]) -> SamplingScheme:
+    """From the ledger.
+
+    Raises:
+        PrivacyError: The scheme is unknown or its parameters are.
+    """
+    schemes: dict[str, type[Any]] = {
+        "poisson": PoissonSampling,
+        "fixed": FixedSizeSampling,
+        "all": FullParticipation,
+    }
+    kind = schemes.get(str(values.get("name")))
+    try:
+        if kind is not None:
+            return kind(**values)  # type: ignore[no-any-return]  # one of three classes that fit
+    except TypeError:
+        pass
+    raise PrivacyError("unknown sampling scheme", value=dict(values), remedy=f"Known: {', '.join(schemes)}")

@@ -1,0 +1,217 @@
+"""Fixed point in an integer ring, with a scale at which the sum of a whole cohort cannot overflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfed.secagg.errors import CodecError, ParameterError
+from privfed.secagg.params import RING_DTYPES
+
+Words = NDArray[np.uint64]
+
+MIN_STEPS = 2**8
+"""Fewest steps of the grid between zero and the clip norm: below, rounding drowns the update."""
+
+MAX_SLACK_SHARE = Fraction(1, 16)
+"""Largest share of the clip norm that may be given up to rounding."""
+
+
+@dataclass(frozen=True)
+class FixedPointCodec:
+    """Real vectors of bounded L2 norm to and from integers modulo ``2**ring_bits``.
+
+    Build it with ``for_cohort``, which chooses the scale and states what holds of it.
+
+    Attributes:
+        cohort_size: Most vectors that may be summed before decoding.
+        clip_norm: L2 bound of what is encoded, rounding included.
+        dimension: Length of the vectors.
+        ring_bits: 32 or 64.
+        scale: Steps of the grid per unit, a power of two.
+    """
+
+    cohort_size: int
+    clip_norm: float
+    dimension: int
+    ring_bits: int
+    scale: float
+
+    @classmethod
+    def for_cohort(
+        cls, cohort_size: int, clip_norm: float, dimension: int, ring_bits: int = 32
+    ) -> FixedPointCodec:
+        """Codec with the finest grid on which the sum of a cohort cannot overflow.
+
+        The scale is the largest power of two with ``cohort_size * (clip_norm * scale + 1) < 2**(ring_bits - 1)``.
+        As ``encode`` keeps every integer vector's L2 norm, and so each coordinate, at most ``clip_norm * scale``,
+        no coordinate of the sum leaves the signed range.
+
+        Raises:
+            ParameterError: An argument is out of range, or the grid is too coarse: fewer than 256 steps in the
+                clip norm, or rounding may lengthen a vector by more than a sixteenth of the clip norm.
+        """
+        if ring_bits not in RING_DTYPES:
+            raise ParameterError(f"ring_bits: must be one of {sorted(RING_DTYPES)} (got {ring_bits})")
+        if cohort_size < 1:
+            raise ParameterError(f"cohort_size: must be at least 1 (got {cohort_size})")
+        if dimension < 1:
+            raise ParameterError(f"dimension: must be at least 1 (got {dimension})")
+        if not (math.isfinite(clip_norm) and clip_norm > 0):
+            raise ParameterError(f"clip_norm: must be positive and finite (got {clip_norm})")
+        # Twice the largest power of two that fits is too much, and half of it is not: exact, in rationals.
+        room = (Fraction(2 ** (ring_bits - 1), cohort_size) - 1) / Fraction(clip_norm)
+        if room <= 0:
+            raise _too_coarse(cohort_size, dimension, ring_bits, "not one step fits")
+        exponent = _floor_log2(room)
+        if Fraction(2) ** exponent == room:
+            exponent -= 1
+        if not -900 <= exponent <= 900:
+            raise ParameterError(f"clip_norm: {clip_norm} is too far from 1 for float64. Rescale the updates")
+        codec = cls(cohort_size, float(clip_norm), dimension, ring_bits, math.ldexp(1.0, exponent))
+        steps = codec._exact_bound()
+        if steps < MIN_STEPS:
+            raise _too_coarse(cohort_size, dimension, ring_bits, f"the clip norm is only {float(steps):.3g} steps")
+        # slack / clip_norm = sqrt(dimension) / steps, compared in squares to stay exact.
+        if dimension > (MAX_SLACK_SHARE * steps) ** 2:
+            share = math.sqrt(dimension) / float(steps)
+            raise _too_coarse(cohort_size, dimension, ring_bits, f"rounding may take {share:.1%} of the clip norm")
+        return codec
+
+    @property
+    def rounding_slack(self) -> float:
+        """Most that encoding adds to a norm as measured in float64: clip to ``clip_norm`` less this.
+
+        ``sqrt(dimension) / scale`` for the rounding to the grid, and for the measuring, whose relative error is at
+        most ``dimension * 2**-54``, twice that: next to nothing, but more than a step of a 64-bit grid.
+        """
+        return math.sqrt(self.dimension) / self.scale + self.clip_norm * (self.dimension + 8) * 2.0**-53
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy type of a ring element."""
+        return RING_DTYPES[self.ring_bits]
+
+    def encode(
+        self,
+        update: NDArray[np.float32] | NDArray[np.float64],
+        uniforms: Words | Callable[[int], Words],
+    ) -> NDArray[Any]:
+        """Round stochastically to the grid: each coordinate to one of its two neighbours, unbiased to ``2**-64``.
+
+        Args:
+            update: ``[dimension]``, L2 norm at most ``clip_norm - rounding_slack``.
+            uniforms: Independent uniform 64-bit words ``[dimension]``, or what gives that many.
+
+        Returns:
+            Ring vector ``[dimension]``, negative numbers wrapped.
+
+        Raises:
+            CodecError: Wrong shape or type, NaN or infinity, or the integer vector is longer than ``clip_norm``.
+        """
+        if update.shape != (self.dimension,) or update.dtype not in (np.float32, np.float64):
+            raise CodecError(
+                f"update: must be float32 or float64 of shape ({self.dimension},) "
+                f"(got {update.dtype} {update.shape})"
+            )
+        words = uniforms(self.dimension) if callable(uniforms) else uniforms
+        if words.shape != (self.dimension,) or words.dtype != np.uint64:
+            raise CodecError(
+                f"uniforms: must be uint64 of shape ({self.dimension},) (got {words.dtype} {words.shape})"
+            )
+        bound = self._exact_bound()
+        # Scaling by a power of two is exact, and so is everything below: magnitudes first, signs at the end.
+        with np.errstate(over="ignore"):
+            magnitudes = np.abs(update.astype(np.float64)) * self.scale
+        largest = float(magnitudes.max())
+        if not math.isfinite(largest) and (bad := int((~np.isfinite(update)).sum())):
+            raise CodecError(
+                f"update: {bad} of {self.dimension} coordinates are NaN or infinite. Drop this client"
+            )
+        if largest > bound:
+            raise self._too_long(largest)
+        fractions, wholes = np.modf(magnitudes)
+        steps = wholes.astype(np.uint64)
+        steps += words < np.ldexp(fractions, 64).astype(np.uint64)
+        self._check_norm(steps, bound)
+        signed = steps.astype(np.int64)
+        np.negative(signed, out=signed, where=update < 0)
+        encoded: NDArray[Any] = signed.astype(self.dtype)
+        return encoded
+
+    def to_signed(self, total: NDArray[Any]) -> NDArray[np.int64]:
+        """Ring vector ``[dimension]`` as signed integers, the upper half of the ring being negative.
+
+        Raises:
+            CodecError: Wrong shape or type.
+        """
+        if total.shape != (self.dimension,) or total.dtype != self.dtype:
+            raise CodecError(
+                f"total: must be {self.dtype} of shape ({self.dimension},) (got {total.dtype} {total.shape})"
+            )
+        return total.astype(f"int{self.ring_bits}").astype(np.int64)
+
+    def decode(self, total: NDArray[Any]) -> NDArray[np.float64]:
+        """Real vector ``[dimension]`` of a ring vector; exact as far as float64 goes.
+
+        Raises:
+            CodecError: Wrong shape or type.
+        """
+        return self.to_signed(total).astype(np.float64) / self.scale
+
+    def _check_norm(self, steps: Words, bound: Fraction) -> None:
+        approximate = steps.astype(np.float64)
+        # A float sum this far below the bound, error included, settles it; the exact sum is several times slower.
+        if float(np.dot(approximate, approximate)) * (1 + (self.dimension + 8) * 2.0**-51) <= bound**2:
+            return
+        squared = _exact_square_sum(steps)
+        if squared > bound**2:
+            raise self._too_long(math.sqrt(squared))
+
+    def _exact_bound(self) -> Fraction:
+        return Fraction(self.clip_norm) * Fraction(self.scale)
+
+    def _too_long(self, steps: float) -> CodecError:
+        return CodecError(
+            f"update: its norm on the grid, at least {steps / self.scale:.9g}, exceeds the clip norm "
+            f"{self.clip_norm}. "
+            f"Clip to {self.clip_norm - self.rounding_slack:.9g}, which leaves room for rounding"
+        )
+
+
+def _exact_square_sum(values: Words) -> int:
+    """Sum of squares of integers below ``2**63``, with no rounding and no overflow.
+
+    A square is built of 32-bit halves, and partial sums are kept in two 32-bit halves as well, which can hold
+    ``2**32`` of them.
+    """
+    low, high = values & np.uint64(0xFFFFFFFF), values >> np.uint64(32)
+    total = _exact_sum(low * low)
+    if high.any():
+        total += (_exact_sum(low * high) << 33) + (_exact_sum(high * high) << 64)
+    return total
+
+
+def _exact_sum(values: Words) -> int:
+    low = int((values & np.uint64(0xFFFFFFFF)).sum(dtype=np.uint64))
+    high = int((values >> np.uint64(32)).sum(dtype=np.uint64))
+    return low + (high << 32)
+
+
+def _floor_log2(value: Fraction) -> int:
+    estimate = value.numerator.bit_length() - value.denominator.bit_length()
+    return estimate if Fraction(2) ** estimate <= value else estimate - 1
+
+
+def _too_coarse(cohort_size: int, dimension: int, ring_bits: int, why: str) -> ParameterError:
+    remedy = "Use ring_bits = 64 or a smaller cohort" if ring_bits < 64 else "Use a smaller cohort"
+    return ParameterError(
+        f"ring_bits: {ring_bits} bits are too coarse for {cohort_size} clients of dimension {dimension}: "
+        f"{why}. {remedy}"
+    )

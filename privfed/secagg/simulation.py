@@ -1,0 +1,172 @@
+"""Sums of a cohort's ring vectors: by the real protocol among clients of this process, or in the clear.
+
+Both give bit-identical totals and agree on who survives and when a round aborts.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfed.secagg.client import Client
+from privfed.secagg.errors import ParameterError, RoundAborted
+from privfed.secagg.messages import MaskedInput, ToClient, ToServer
+from privfed.secagg.params import MIN_SESSION_BYTES, RING_DTYPES, SecAggParams, check_threshold, majority
+from privfed.secagg.server import Server
+from privfed.secagg.states import Stage, arrives
+
+Dropouts = Mapping[int, Stage | None]
+Inputs = Mapping[int, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class SumResult:
+    """What the server has at the end of a round.
+
+    Attributes:
+        total: Sum of the survivors' inputs modulo the ring, ``[dimension]``.
+        survivors: Clients in the sum, ascending.
+        uploads: What the server received from each survivor, ``[dimension]``: masked, or plain from ``RingSum``.
+        bytes_per_stage: Bytes from clients to server by stage, in lower case.
+        seconds: Wall time, all parties together.
+    """
+
+    total: NDArray[Any]
+    survivors: tuple[int, ...]
+    uploads: Mapping[int, NDArray[Any]] = field(repr=False)
+    bytes_per_stage: Mapping[str, int]
+    seconds: float
+
+
+class SecureSum(Protocol):
+    """Sums a cohort's ring vectors without the clients that vanish."""
+
+    def sum(self, inputs: Inputs, dropouts: Dropouts) -> SumResult:
+        """Sum ``inputs``, all of one ring type and shape ``[dimension]``.
+
+        Args:
+            inputs: By client.
+            dropouts: By vanishing client, the last stage whose message it sends, ``None`` for none at all. A
+                client that sends its masked input is in the sum, whether or not it vanishes then.
+
+        Raises:
+            RoundAborted: In some stage fewer clients than the threshold were left.
+            ParameterError: Inputs differ in type or shape, a vanishing client has no input, or the threshold is
+                too low for the cohort.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ProtocolSum:
+    """The real protocol, among clients of this process; keys and seeds are always the operating system's.
+
+    Attributes:
+        round_number: Bound into every key.
+        threshold: Clients needed at every stage; a majority of the cohort unless given.
+        session: Identifier, 16 to 64 bytes and never used before; a random one for each sum unless given.
+    """
+
+    round_number: int = 0
+    threshold: int | None = None
+    session: bytes | None = None
+
+    def sum(self, inputs: Inputs, dropouts: Dropouts) -> SumResult:
+        """As ``SecureSum.sum``: the server never holds an input without its masks."""
+        started = time.perf_counter()
+        client_ids, threshold = _admit(inputs, dropouts, self.threshold)
+        first = inputs[client_ids[0]]
+        params = SecAggParams(
+            session=secrets.token_bytes(MIN_SESSION_BYTES) if self.session is None else self.session,
+            round_number=self.round_number,
+            client_ids=client_ids,
+            threshold=threshold,
+            dimension=len(first),
+            ring_bits=8 * first.itemsize,
+        )
+        server = Server(params)
+        clients = {client_id: Client(params, client_id) for client_id in client_ids}
+        uploads: dict[int, NDArray[Any]] = {}
+        sent = dict.fromkeys((stage.name.lower() for stage in Stage), 0)
+
+        def send(stage: Stage, messages: Iterable[ToServer]) -> None:
+            for message in messages:
+                sent[stage.name.lower()] += message.size
+                server.receive(message)
+                if isinstance(message, MaskedInput):
+                    uploads[message.sender] = message.vector
+
+        def alive(stage: Stage) -> list[int]:
+            return _senders(client_ids, dropouts, stage)
+
+        def answers(stage: Stage, incoming: Mapping[int, ToClient]) -> Iterable[ToServer]:
+            for client_id in alive(stage):
+                yield from clients[client_id].receive(incoming[client_id])
+
+        send(Stage.ADVERTISE_KEYS, (clients[i].start() for i in alive(Stage.ADVERTISE_KEYS)))
+        send(Stage.SHARE_KEYS, answers(Stage.SHARE_KEYS, server.close_stage()))
+        for _ in answers(Stage.MASKED_INPUT, server.close_stage()):
+            pass  # an inbox is answered by the masked input, when there is one
+        send(Stage.MASKED_INPUT, (clients[i].contribute(inputs[i]) for i in alive(Stage.MASKED_INPUT)))
+        send(Stage.UNMASK, answers(Stage.UNMASK, server.close_stage()))
+        server.close_stage()
+        return SumResult(server.total, server.survivors, uploads, sent, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class RingSum:
+    """The same integers summed in the clear: what the protocol computes, without its protection.
+
+    Attributes:
+        threshold: Clients needed at every stage; a majority of the cohort unless given.
+    """
+
+    threshold: int | None = None
+
+    def sum(self, inputs: Inputs, dropouts: Dropouts) -> SumResult:
+        """As ``SecureSum.sum``: the server sees every survivor's input."""
+        started = time.perf_counter()
+        client_ids, threshold = _admit(inputs, dropouts, self.threshold)
+        for stage in Stage:
+            left = len(_senders(client_ids, dropouts, stage))
+            if left < threshold:
+                raise RoundAborted(stage, left, threshold)
+        uploads = {i: inputs[i].copy() for i in client_ids if arrives(dropouts.get(i, Stage.UNMASK))}
+        first = inputs[client_ids[0]]
+        total = np.zeros_like(first)
+        for vector in uploads.values():
+            total += vector
+        sent = {"input": first.nbytes * len(uploads)}
+        return SumResult(total, tuple(uploads), uploads, sent, time.perf_counter() - started)
+
+
+def _senders(client_ids: tuple[int, ...], dropouts: Dropouts, stage: Stage) -> list[int]:
+    """Clients that send the message of ``stage``."""
+    last_sent = {client_id: dropouts.get(client_id, Stage.UNMASK) for client_id in client_ids}
+    return [client_id for client_id, last in last_sent.items() if last is not None and last >= stage]
+
+
+def _admit(inputs: Inputs, dropouts: Dropouts, threshold: int | None) -> tuple[tuple[int, ...], int]:
+    client_ids = tuple(sorted(inputs))
+    needed = majority(len(client_ids)) if threshold is None else threshold
+    check_threshold(needed, len(client_ids))
+    if unknown := sorted(dropouts.keys() - inputs.keys()):
+        raise ParameterError(
+            f"dropouts: client {unknown[0]} vanishes but has no input. Leave it out of the cohort"
+        )
+    kinds = {(vector.dtype, vector.shape) for vector in inputs.values()}
+    if len(kinds) > 1:
+        raise ParameterError(f"inputs: all must have one type and shape (got {sorted(map(str, kinds))})")
+    for dtype, shape in kinds:
+        if dtype not in RING_DTYPES.values() or len(shape) != 1 or not shape[0]:
+            raise ParameterError(f"inputs: must be uint32 or uint64 vectors (got {dtype} {shape})")
+    if len(client_ids) < needed:
+        # A random cohort may come out too small: that ends the round, not the training.
+        raise RoundAborted(Stage.ADVERTISE_KEYS, len(_senders(client_ids, dropouts, Stage.ADVERTISE_KEYS)), needed)
+    return client_ids, needed
