@@ -1,0 +1,52 @@
+"""Attacks on what an observer saw of a training, and the scoring of what they get.
+
+A new attack is one file with one class (see ``attacks.base.Attack``), one line in ``ATTACKS`` and one line in
+the contract suite, ``tests/attacks/test_attacks_contract.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attacks.base import Attack, NotInvertible, Reconstruction, ThreatModel, attempt
+from attacks.dense_layer import DenseLayer
+from attacks.gradient_matching import GradientMatching
+from attacks.runner import AttackOutcome, run_attacks
+from attacks.scoring import Scores
+
+ATTACKS: dict[str, Callable[[int], Attack]] = {
+    "dense_layer": lambda iterations: DenseLayer(),
+    "gradient_matching": lambda iterations: GradientMatching(iterations),
+}
+"""From an attack's name to its builder: ``iterations -> Attack``, for those that search within a budget."""
+
+
+def create(name: str, *, iterations: int = 300) -> Attack:
+    """The attack called ``name``.
+
+    Args:
+        name: A key of ``ATTACKS``.
+        iterations: Budget per observation of the attacks that search; the others do not use it.
+
+    Raises:
+        ValueError: No attack has this name.
+    """
+    if name not in ATTACKS:
+        raise ValueError(f"there is no attack {name!r}: choose from {', '.join(sorted(ATTACKS))}")
+    return ATTACKS[name](iterations)
+
+
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "AttackOutcome",
+    "DenseLayer",
+    "GradientMatching",
+    "NotInvertible",
+    "Reconstruction",
+    "Scores",
+    "ThreatModel",
+    "attempt",
+    "create",
+    "run_attacks",
+]

@@ -50,7 +50,7 @@ Delta = Annotated[float, typer.Option(help="δ of the guarantee.")]
 def audit(experiment: Experiment, out: Out, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer copies it
     """Train with and without protection, attack every observer's view, and write the report."""
     from privfed.console import Console
-    from privfed.experiment import run_audit
+    from privfed.runs import run_audit
 
     settings = _settings(experiment, overrides)
     console = Console(quiet=as_json)
@@ -65,7 +65,7 @@ def audit(experiment: Experiment, out: Out, overrides: Overrides = [], as_json: 
 def train(experiment: Experiment, out: Out, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer copies it
     """Train only: metrics, ledger, model and transcript, but neither attacks nor report."""
     from privfed.console import Console
-    from privfed.experiment import run_training
+    from privfed.runs import run_training
 
     settings = _settings(experiment, overrides)
     console = Console(quiet=as_json)
@@ -88,7 +88,7 @@ def attack(
 ) -> None:
     """Train, and attack what an observer saw of the training's own rounds."""
     from privfed.console import Console
-    from privfed.experiment import run_attack
+    from privfed.runs import run_attack
 
     changes = [*overrides]
     if method != "all":
@@ -238,7 +238,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("privfed: interrupted; what was spent stays on the ledger", file=sys.stderr)  # noqa: T201 - one line is all
         sys.exit(130)
-    except Exception as error:  # noqa: BLE001 - anything that is not ours goes on as it came
+    except Exception as error:
         if not _is_ours(error):
             raise
         print(f"privfed: {error}", file=sys.stderr)  # noqa: T201 - one line is all

@@ -1,6 +1,6 @@
 """The seven messages of the protocol, frozen; Bonawitz et al. 2017, figure 4.
 
-``size`` is how many bytes the fields of a client's message take: 8 for an identifier, 32 for a key or a commitment,
+``size`` is how many bytes the fields of a client's message take: 8 for an identifier, 32 for a key or commitment,
 33 for a Shamir share, and the length of what is already bytes.
 """
 

@@ -1,0 +1,55 @@
+"""From an observed vector to the gradient behind it, and whether its scale is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfed.transcript import Kind, Observation, Plan
+
+CLIPPED = 1 - 1e-3
+"""An update whose norm reaches this share of the clip norm is taken to be clipped: its length is lost. The
+slack is for fixed-point rounding after the clipping."""
+
+
+@dataclass(frozen=True, eq=False)
+class GradientEstimate:
+    """The mean gradient behind an observation, as far as the observer can tell.
+
+    Attributes:
+        vector: ``[d]``: the mean gradient when the scale is known, otherwise of length 1 in its direction.
+        scale_known: Whether ``vector`` has the gradient's own length, should the client have taken one step.
+    """
+
+    vector: NDArray[np.float64]
+    scale_known: bool
+
+
+def estimate_gradient(observation: Observation, plan: Plan) -> GradientEstimate:
+    """Undo the client's SGD: an update is −learning_rate × (sum over the local steps of their mean gradients).
+
+    With one local epoch the client may have taken a single step, and then the update is the gradient at the
+    broadcast weights times a known number. Several epochs, clipping that bit, noise, or several clients in one
+    vector leave only the direction (approximate, when there were several steps).
+
+    Args:
+        observation: With a finite vector that is not zero, as ``attacks.base.attempt`` makes sure.
+        plan: The run's public plan.
+    """
+    update = np.asarray(observation.vector, np.float64) / max(observation.contributors, 1e-300)
+    if _scale_known(observation, plan, float(np.linalg.norm(update))):
+        return GradientEstimate(-update / plan.learning_rate, True)
+    # Divided by the largest entry first: squares of masked uploads or of tiny updates may leave float64.
+    direction = observation.vector / np.abs(observation.vector).max()
+    return GradientEstimate(-direction / np.linalg.norm(direction), False)
+
+
+def _scale_known(observation: Observation, plan: Plan, norm: float) -> bool:
+    one_client = observation.kind is Kind.CLIENT_UPDATE or (
+        observation.contributors == 1 and not plan.weighted and observation.kind is not Kind.MASKED_UPLOAD
+    )
+    linear = observation.kind is not Kind.MODEL_DIFFERENCE or plan.server_scale is not None
+    clipped = plan.clip_norm is not None and norm >= CLIPPED * plan.clip_norm
+    return one_client and linear and plan.local_epochs == 1 and not clipped and observation.noise_stddev == 0

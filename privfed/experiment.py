@@ -1,0 +1,306 @@
+"""The composition root: the only file that turns settings into objects, and the commands' work into calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from privfed.config import Attacks as AttackSettings
+from privfed.config import Cohort as CohortSettings
+from privfed.config import Privacy as PrivacySettings
+from privfed.config import SecureAggregation as SecureAggregationSettings
+from privfed.config import Settings
+from privfed.data import Population, build_population, load_dataset
+from privfed.errors import SettingError
+from privfed.executors.local import LocalClientWork, configure_threads
+from privfed.federated.aggregation import Aggregation, PlainAggregation, RingAggregation
+from privfed.federated.client_work import ClientWork, LocalTraining
+from privfed.federated.cohorts import sample_cohort
+from privfed.federated.evaluation import Evaluator
+from privfed.federated.round import Round
+from privfed.federated.server_update import OPTIMIZERS, ServerOptimizer
+from privfed.federated.streams import Streams
+from privfed.federated.training import RoundReport, Spending, TrainingResult, train
+from privfed.models.build import build_model
+from privfed.models.functional import Model, Vector
+from privfed.privacy.accounting import Guarantee, account
+from privfed.privacy.calibration import noise_multiplier_for
+from privfed.privacy.ledger import Header, Ledger
+from privfed.privacy.mechanisms import MECHANISMS, Mechanism
+from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling, SamplingScheme
+from privfed.secagg import ProtocolSum, RingSum
+from privfed.transcript import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """Settings, and the objects they stand for; built by ``compose``.
+
+    Attributes:
+        settings: As resolved.
+        population: Clients' and held-out examples.
+        model: What is trained.
+        noise_multiplier: Given or calibrated; ``None`` without a mechanism.
+    """
+
+    settings: Settings
+    population: Population
+    model: Model
+    noise_multiplier: float | None
+
+    @cached_property
+    def sampling(self) -> SamplingScheme:
+        """How cohorts are drawn: what the sampler does and the accountant is told."""
+        cohort = self.settings.cohort
+        if cohort.rate is not None:
+            return PoissonSampling(cohort.rate)
+        if cohort.size is not None:
+            return FixedSizeSampling(cohort.size, self.population.clients)
+        return FullParticipation()
+
+    @cached_property
+    def streams(self) -> Streams:
+        """Randomness."""
+        return Streams(self.settings.training.seed, self.settings.privacy.randomness == "secure")
+
+    @cached_property
+    def mechanism(self) -> Mechanism:
+        """Clipping and noise."""
+        privacy = self.settings.privacy
+        if self.noise_multiplier is None:
+            return MECHANISMS["none"](privacy.clip_norm)
+        return MECHANISMS[privacy.mechanism](
+            privacy.clip_norm, self.noise_multiplier, privacy.randomness == "secure"
+        )
+
+    @cached_property
+    def guarantee(self) -> Guarantee | None:
+        """What the whole run spends against whoever sees noised models only; ``None`` without a mechanism."""
+        if self.noise_multiplier is None:
+            return None
+        rounds, delta = self.settings.training.rounds, self.settings.privacy.delta
+        return account(self.noise_multiplier, self.sampling, rounds, delta)
+
+    @cached_property
+    def divisor(self) -> float | None:
+        """The expected cohort under differential privacy; else the survivors' weight."""
+        if self.noise_multiplier is None:
+            return None
+        return (
+            self.population.clients * self.settings.cohort.rate if self.settings.cohort.rate else self._cohort_size
+        )
+
+    @property
+    def _cohort_size(self) -> float:
+        return float(self.settings.cohort.size or self.population.clients)
+
+    @cached_property
+    def server(self) -> ServerOptimizer:
+        """The server's optimizer."""
+        training = self.settings.training
+        options = {"momentum": training.server_momentum} if training.server_optimizer == "sgd" else {}
+        return OPTIMIZERS[training.server_optimizer](training.server_learning_rate, **options)
+
+    @cached_property
+    def local_training(self) -> LocalTraining:
+        """What clients do."""
+        training = self.settings.training
+        return LocalTraining(training.learning_rate, training.local_epochs, training.batch_size, training.shuffle)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What every observer knows."""
+        training, privacy = self.settings.training, self.settings.privacy
+        return Plan(
+            learning_rate=training.learning_rate,
+            local_epochs=training.local_epochs,
+            batch_size=training.batch_size,
+            server_scale=self.server.linear_scale,
+            clip_norm=privacy.clip_norm,
+            noise_stddev=self.mechanism.stddev,
+            divisor=self.divisor,
+            mode=self.settings.secure_aggregation.mode,
+            weighted=training.weighted,
+        )
+
+    @cached_property
+    def initial_weights(self) -> Vector:
+        """The public starting point ``[d]``."""
+        return self.model.initial_vector(self.settings.training.seed)
+
+    @cached_property
+    def recorded_rounds(self) -> tuple[int, ...]:
+        """Rounds that the transcript keeps."""
+        attacks, rounds = self.settings.attacks, self.settings.training.rounds
+        if not attacks.enabled:
+            return ()
+        return tuple(attacks.rounds) if attacks.rounds is not None else tuple(sorted({1, rounds} - {0}))
+
+    def client_work(self) -> ClientWork:
+        """Local training on the chosen executor."""
+        data = self.population
+        return _executor(self.settings.executor)(
+            self.model, data.features, data.labels, data.offsets, self.local_training
+        )
+
+    def aggregation(self) -> Aggregation:
+        """From updates to their sum, by the chosen mode."""
+        masking, privacy = self.settings.secure_aggregation, self.settings.privacy
+        if masking.mode == "off" or privacy.clip_norm is None:
+            return PlainAggregation()
+        protocol = masking.mode == "protocol"
+        return RingAggregation(
+            secure_sum=ProtocolSum if protocol else lambda _, threshold: RingSum(threshold),
+            # A weighted vector carries its weight, at most 1, as one more coordinate.
+            bound=math.hypot(privacy.clip_norm, 1.0) if self.settings.training.weighted else privacy.clip_norm,
+            ring_bits=masking.ring_bits,
+            threshold=masking.threshold,
+            masked=protocol,
+        )
+
+    def round(self) -> Round:
+        """One round, ready to run."""
+        sizes = self.population.sizes
+        return Round(
+            work=self.client_work(),
+            mechanism=self.mechanism,
+            aggregation=self.aggregation(),
+            server=self.server,
+            streams=self.streams,
+            divisor=self.divisor,
+            shares=sizes / sizes.max() if self.settings.training.weighted else None,
+        )
+
+    def run(self, spending: Spending | None, observe: Callable[[RoundReport], None]) -> TrainingResult:
+        """Train."""
+        data, settings = self.population, self.settings
+        return train(
+            self.round(),
+            initial_weights=self.initial_weights,
+            rounds=settings.training.rounds,
+            plan=self.plan,
+            sample=lambda number: sample_cohort(
+                number, data.clients, self.sampling, settings.cohort.dropout, self.streams
+            ),
+            evaluator=Evaluator(self.model, data.as_float(data.test_features), data.test_labels),
+            evaluate_every=settings.training.evaluate_every,
+            record_rounds=self.recorded_rounds,
+            spending=spending,
+            observe=observe,
+        )
+
+    def unprotected(self) -> Experiment:
+        """The same training without clip, noise, masks and dropouts, to measure what protection costs."""
+        settings = self.settings.model_copy(
+            update={
+                "privacy": PrivacySettings(),
+                "secure_aggregation": SecureAggregationSettings(),
+                "cohort": self.settings.cohort.model_copy(update={"dropout": CohortSettings().dropout}),
+            }
+        )
+        return replace(self, settings=settings, noise_multiplier=None)
+
+    def open_ledger(self, path: Path) -> Ledger:
+        """The run's ledger, new or gone on with."""
+        privacy = self.settings.privacy
+        header = Header(
+            self.settings.fingerprint(),
+            privacy.mechanism,
+            privacy.unit,
+            privacy.delta,
+            privacy.randomness == "secure",
+        )
+        return Ledger(path, header)
+
+    def spending(self, ledger: Ledger) -> Spending | None:
+        """Puts rounds on the ledger; nothing to put without a mechanism."""
+        if self.noise_multiplier is None:
+            return None
+        return LedgerSpending(ledger, self.sampling, self.noise_multiplier)
+
+
+@dataclass(frozen=True)
+class LedgerSpending:
+    """``Spending`` of one mechanism under one sampling scheme, on a ledger."""
+
+    ledger: Ledger
+    sampling: SamplingScheme
+    noise_multiplier: float
+
+    def reserve(self, round_number: int) -> None:
+        """Before the noise is drawn."""
+        self.ledger.reserve(round_number, self.sampling, self.noise_multiplier)
+
+    def commit(self, round_number: int, digest: str) -> None:
+        """Before the new weights are shown."""
+        self.ledger.commit(round_number, digest)
+
+    def abort(self, round_number: int, reason: str) -> None:
+        """The round stays spent."""
+        self.ledger.abort(round_number, reason)
+
+
+def compose(settings: Settings) -> Experiment:
+    """Load the data, build the model, calibrate the noise; everything that can be refused is refused here.
+
+    Raises:
+        PrivFedError: Data, model or privacy settings do not fit.
+    """
+    configure_threads()
+    check_attacks(settings.attacks)
+    population = load_population(settings)
+    chosen = settings.model
+    model = build_model(
+        chosen.name,
+        population.input_shape,
+        population.classes,
+        hidden=chosen.hidden,
+        activation=chosen.activation,
+        initializer=chosen.initializer,
+    )
+    experiment = Experiment(settings, population, model, None)
+    privacy = settings.privacy
+    if privacy.mechanism == "none":
+        return experiment
+    noise = privacy.noise_multiplier
+    if noise is None and privacy.epsilon is not None:
+        noise = noise_multiplier_for(privacy.epsilon, experiment.sampling, settings.training.rounds, privacy.delta)
+    return replace(experiment, noise_multiplier=noise)
+
+
+def load_population(settings: Settings) -> Population:
+    """Read the dataset and spread it over clients."""
+    data = settings.data
+    dataset = load_dataset(data.source, folder=data.folder, data_dir=data.data_dir, manual_dir=data.manual_dir)
+    return build_population(
+        dataset,
+        data.partition,
+        clients=data.clients,
+        seed=data.seed,
+        alpha=data.alpha,
+        shards_per_client=data.shards_per_client,
+        examples_per_client=data.examples_per_client,
+    )
+
+
+def check_attacks(settings: AttackSettings) -> None:
+    """Refuse attacks that nobody wrote, before anything is trained."""
+    from attacks import ATTACKS
+
+    for name in settings.methods:
+        if name not in ATTACKS:
+            raise SettingError(
+                "no such attack", where="attacks.methods", value=name, remedy=f"Known: {', '.join(ATTACKS)}"
+            )
+
+
+def _executor(name: str) -> Callable[..., ClientWork]:
+    if name == "tff":
+        # TFF takes seconds to import: only who asks for it waits for it.
+        from privfed.executors.tff import TffClientWork
+
+        return TffClientWork
+    return LocalClientWork

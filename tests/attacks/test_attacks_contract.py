@@ -1,0 +1,176 @@
+"""What every registered attack keeps to. A new attack is one line in ``SUITED``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+import attacks
+from attacks import ATTACKS, attempt, create
+from privfed.transcript import Kind, Observation, Observer, View
+
+SUITED = {"dense_layer": "softmax", "gradient_matching": "softmax"}
+"""A model of the zoo that each attack can do something with."""
+
+
+@pytest.fixture(params=sorted(ATTACKS))
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def attack(name):
+    return create(name, iterations=40)
+
+
+@pytest.fixture
+def place(lab, name):
+    return lab(SUITED[name])
+
+
+def test_every_attack_is_in_the_suite():
+    assert set(SUITED) == set(ATTACKS)
+
+
+def test_name_is_the_registry_s(attack, name):
+    assert attack.name == name
+
+
+def test_threat_model_names_observers_knowledge_and_assumptions(attack):
+    assert attack.threat.observers
+    assert all(isinstance(observer, Observer) for observer in attack.threat.observers)
+    assert attack.threat.knowledge
+    assert attack.threat.assumptions
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        attack.threat.observers = ()
+
+
+def test_same_seed_same_reconstruction(attack, place):
+    view = place.view(place.observe([4, 5, 6]))
+    first, second = (attempt(attack, view, 0, np.random.default_rng(7)) for _ in range(2))
+    assert first.failure is None
+    np.testing.assert_array_equal(first.images, second.images)
+    np.testing.assert_array_equal(first.labels, second.labels)
+    assert (first.residual, first.evaluations) == (second.residual, second.evaluations)
+
+
+def test_shape_range_and_type(attack, place):
+    found = attempt(attack, place.view(place.observe([1])), 0, np.random.default_rng(0))
+    assert found.attack == attack.name
+    assert found.images.dtype == np.float64
+    assert found.images.shape[1:] == (8, 8, 1)
+    assert len(found.images) >= 1
+    assert found.images.min() >= 0
+    assert found.images.max() <= 1
+    assert found.labels.shape == (len(found.images),)
+    assert found.seconds > 0
+
+
+def test_one_step_update_gives_the_image_and_label_away(attack, place):
+    found = attempt(attack, place.view(place.observe([3])), 0, np.random.default_rng(0))
+    assert found.residual < 1e-6
+    assert np.mean((found.images[0] - place.images[3]) ** 2) < 1e-4
+    assert found.labels.tolist() == [place.labels[3]]
+
+
+def test_the_clients_identities_are_not_used(attack, place):
+    seen = place.observe([3])
+    other = dataclasses.replace(seen, clients=(99, 100))
+    first, second = (
+        attempt(attack, place.view(observation), 0, np.random.default_rng(0)) for observation in (seen, other)
+    )
+    np.testing.assert_array_equal(first.images, second.images)
+
+
+def test_an_observation_is_left_as_it_was(attack, place):
+    seen = place.observe([3])
+    vector, weights = seen.vector.copy(), seen.weights.copy()
+    attempt(attack, place.view(seen), 0, np.random.default_rng(0))
+    np.testing.assert_array_equal(seen.vector, vector)
+    np.testing.assert_array_equal(seen.weights, weights)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda v: np.zeros_like(v), "is zero"),
+        (lambda v: np.where(np.arange(v.size) == 3, np.nan, v), "1 of 650 entries of the observed vector"),
+        (lambda v: np.where(np.arange(v.size) < 2, np.inf, v), "2 of 650 entries of the observed vector"),
+        (lambda v: v[:-1], r"shape \(649,\)"),
+        (lambda v: v[None], r"shape \(1, 650\)"),
+    ],
+    ids=["zero", "NaN", "infinite", "short", "two-dimensional"],
+)
+def test_useless_vectors_are_a_failure_in_words(attack, place, spoil, reason):
+    found = attempt(attack, place.view(place.observe([0], spoil(place.update([0])))), 0, np.random.default_rng(0))
+    assert found.failure is not None
+    assert re.search(reason, found.failure)
+    assert found.images.shape == (0, 8, 8, 1)
+    assert found.labels is None
+    assert np.isnan(found.residual)
+
+
+def test_useless_weights_are_a_failure_in_words(attack, place):
+    weights = place.weights.copy()
+    weights[0] = np.nan
+    found = attempt(attack, place.view(place.observe([0], weights=weights)), 0, np.random.default_rng(0))
+    assert "1 of 650 entries of the observed model" in str(found.failure)
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1e250], ids=["tiny", "huge"])
+def test_extreme_scales_neither_break_nor_give_nan(attack, place, scale):
+    seen = place.observe([0], place.update([0]) * scale, kind=Kind.MASKED_UPLOAD)
+    found = attempt(attack, place.view(seen), 0, np.random.default_rng(0))
+    assert found.failure is not None or np.isfinite(found.images).all()
+
+
+def test_a_view_has_no_place_for_truth():
+    """What attacks are given: adding a field to these must be thought about here."""
+    assert {field.name for field in dataclasses.fields(View)} == {"observer", "plan", "model", "observations"}
+    assert {field.name for field in dataclasses.fields(Observation)} == {
+        "round",
+        "kind",
+        "weights",
+        "vector",
+        "contributors",
+        "clients",
+        "noise_stddev",
+    }
+
+
+def test_unknown_attack_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match="no attack 'magic': choose from dense_layer, gradient_matching"):
+        create("magic")
+
+
+class _Careless:
+    """Returns what it was built with."""
+
+    name = "careless"
+    threat = attacks.ThreatModel((Observer.SERVER,), ("nothing",), ("nothing",))
+
+    def __init__(self, images, labels=None, residual=0.0):
+        self.guess = attacks.base.Guess(images, labels, residual, 0)
+
+    def invert(self, view, index, rng):
+        return self.guess
+
+
+@pytest.mark.parametrize(
+    ("guess", "reason"),
+    [
+        ((np.zeros((1, 8, 8)),), "images have shape"),
+        ((np.zeros((0, 8, 8, 1)),), "images have shape"),
+        ((np.full((1, 8, 8, 1), 1.5),), "within"),
+        ((np.full((1, 8, 8, 1), np.nan),), "within"),
+        ((np.zeros((2, 8, 8, 1)), np.zeros(1, np.int64)), "labels have shape"),
+        ((np.zeros((1, 8, 8, 1)), None, np.nan), "residual"),
+    ],
+)
+def test_a_broken_attack_is_an_error_not_a_result(lab, guess, reason):
+    place = lab()
+    with pytest.raises(ValueError, match=reason):
+        attempt(_Careless(*guess), place.view(place.observe([0])), 0, np.random.default_rng(0))

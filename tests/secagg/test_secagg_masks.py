@@ -1,0 +1,114 @@
+"""What the server sees is uniform, whatever went in; and a mask with a flaw is caught by the same test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from privfed.secagg import ProtocolSum, Stage
+from privfed.secagg.prg import apply_masks
+
+FALSE_ALARM = 1e-7  # of each single test below; about 20 of them in this file
+LENGTH = 20_000
+
+
+def p_value(counts: np.ndarray) -> float:
+    """Pearson's test of equal probabilities."""
+    expected = counts.sum() / counts.size
+    return float(chi2.sf(((counts - expected) ** 2).sum() / expected, counts.size - 1))
+
+
+def looks_uniform(vector: np.ndarray) -> bool:
+    """Bytes at every position of the word, each against the uniform distribution, at ``FALSE_ALARM`` together."""
+    columns = vector.view(np.uint8).reshape(len(vector), vector.itemsize)
+    p_values = [p_value(np.bincount(column, minlength=256)) for column in columns.T]
+    return min(p_values) > FALSE_ALARM / len(p_values)
+
+
+def masked(dtype: type, value: int) -> dict[int, np.ndarray]:
+    inputs = {i: np.full(LENGTH, value, dtype=dtype) for i in range(4)}
+    return dict(ProtocolSum().sum(inputs, {3: Stage.MASKED_INPUT}).uploads)
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+@pytest.mark.parametrize("value", [0, 12345])
+def test_masked_vectors_look_uniform(dtype: type, value: int) -> None:
+    assert all(looks_uniform(upload) for upload in masked(dtype, value).values())
+
+
+def test_pairs_of_masked_vectors_look_independent() -> None:
+    uploads = masked(np.uint32, 0)
+    assert looks_uniform(uploads[0] - uploads[1])
+    assert looks_uniform(uploads[0] + uploads[1])
+
+
+def test_a_vanished_clients_upload_stays_masked_though_its_key_is_rebuilt() -> None:
+    # Client 3 is called dropped although its vector arrived late: the self-mask still covers it.
+    from privfed.secagg import Client, SecAggParams, Server
+    from privfed.secagg.keys import KeyPair, pair_mask_key
+    from privfed.secagg.shamir import combine, weights_at_zero
+
+    params = SecAggParams(b"s" * 16, 0, (0, 1, 2, 3), 3, LENGTH)
+    server, clients = Server(params), {i: Client(params, i) for i in range(4)}
+    for client in clients.values():
+        server.receive(client.start())
+    shares = [clients[i].receive(roster)[0] for i, roster in server.close_stage().items()]
+    for message in shares:
+        server.receive(message)
+    late = None
+    for i, inbox in server.close_stage().items():
+        clients[i].receive(inbox)
+        upload = clients[i].contribute(np.zeros(LENGTH, np.uint32))
+        late = upload.vector.copy() if i == 3 else server.receive(upload) or late
+    keys = {i: server._keys[i].mask_key for i in range(3)}
+    answers = [clients[i].receive(request)[0] for i, request in server.close_stage().items()]
+    weights = weights_at_zero([params.points[a.sender] for a in answers])
+    secret = combine(weights, [a.key_shares[3] for a in answers]).to_bytes(32, "big")
+    pair = KeyPair.from_private_bytes(secret)
+    assert late is not None
+    apply_masks(late, [pair_mask_key(params, pair, 3, i, key) for i, key in keys.items()], [])
+    assert looks_uniform(late)
+
+
+def top_bit_lost(vector: np.ndarray, added: Sequence[bytes], subtracted: Sequence[bytes]) -> None:
+    apply_masks(vector, added, subtracted)
+    vector &= np.array(2 ** (8 * vector.itemsize - 1) - 1, dtype=vector.dtype)
+
+
+def small_masks(vector: np.ndarray, added: Sequence[bytes], subtracted: Sequence[bytes]) -> None:
+    noise = np.zeros_like(vector)
+    apply_masks(noise, added, subtracted)
+    vector += noise % np.array(1000, dtype=vector.dtype)
+
+
+def one_block_over_and_over(vector: np.ndarray, added: Sequence[bytes], subtracted: Sequence[bytes]) -> None:
+    block = np.zeros(64, dtype=vector.dtype)
+    apply_masks(block, added, subtracted)
+    vector += np.resize(block, len(vector))
+
+
+def no_masks(vector: np.ndarray, added: Sequence[bytes], subtracted: Sequence[bytes]) -> None:
+    pass
+
+
+@pytest.mark.parametrize("broken", [top_bit_lost, small_masks, one_block_over_and_over, no_masks])
+def test_broken_masks_are_caught(broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("privfed.secagg.client.apply_masks", broken)
+    assert not any(looks_uniform(upload) for upload in masked(np.uint32, 0).values())
+
+
+def test_a_missing_self_mask_shows_when_the_pairwise_masks_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All pairwise masks cancel in the sum of uploads; what is left is uniform only because of the self-masks.
+    def total() -> np.ndarray:
+        return sum(masked(np.uint32, 0).values(), np.zeros(LENGTH, np.uint32))
+
+    assert looks_uniform(total())
+    monkeypatch.setattr(
+        "privfed.secagg.client.apply_masks",
+        lambda vector, added, subtracted: apply_masks(vector, added[1:], subtracted),
+    )
+    assert not looks_uniform(total())

@@ -1,0 +1,263 @@
+"""The transition table, exhaustively: what is not in it raises, names itself and changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from privfed.secagg import Client, ClientState, SecAggParams, Server, ServerState, Stage, Step, arrives, majority
+from privfed.secagg.errors import (
+    DuplicateMessageError,
+    IllegalEventError,
+    InputError,
+    ParameterError,
+    RoundAborted,
+    UnexpectedMessageError,
+    UnexpectedSenderError,
+)
+from privfed.secagg.messages import (
+    AdvertiseKeys,
+    Inbox,
+    MaskedInput,
+    Message,
+    Roster,
+    ShareKeys,
+    UnmaskRequest,
+    UnmaskShares,
+)
+from privfed.secagg.states import TRANSITIONS
+
+TO_CLIENT: list[Message] = [Roster(()), Inbox(3, {}), UnmaskRequest((), ())]
+TO_SERVER: list[Message] = [
+    AdvertiseKeys(3, b"", b""),
+    ShareKeys(3, b"", {}),
+    MaskedInput(3, np.zeros(1, np.uint32)),
+    UnmaskShares(3, {}, {}),
+]
+VECTOR = np.zeros(5, np.uint32)
+
+
+def illegal(states: Iterable[Any], events: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """Every pair of state and event that the table leaves out."""
+    pairs = itertools.product(states, events)
+    return [(s, e) for s, e in pairs if (s, e if isinstance(e, Step) else type(e)) not in TRANSITIONS]
+
+
+def named(value: Any) -> str:
+    return value.name if isinstance(value, ClientState | ServerState | Step) else type(value).__name__
+
+
+Picture = Callable[[Client | Server], dict[str, Any]]
+
+
+def client_in(state: ClientState, session: Any) -> Client:
+    """Client 3 after honest steps up to ``state``."""
+    if state is ClientState.IDLE:
+        return Client(session.params, 3)
+    session.run_to(
+        {
+            ClientState.ADVERTISED: Stage.ADVERTISE_KEYS,
+            ClientState.SHARED: Stage.SHARE_KEYS,
+            ClientState.READY: Stage.MASKED_INPUT,
+        }.get(state, Stage.UNMASK)
+    )
+    if state is ClientState.READY:
+        session.clients[3].receive(session.inboxes[3])
+    if state is ClientState.DONE:
+        session.reveal()
+    return session.clients[3]
+
+
+def server_in(state: ServerState, session: Any) -> Server:
+    """Server after honest steps up to ``state``."""
+    if state is ServerState.ABORTED:
+        with pytest.raises(RoundAborted):
+            session.server.close_stage()
+        return session.server
+    stages = list(ServerState)[:4]
+    session.run_to(Stage(stages.index(state)) if state in stages else Stage.UNMASK)
+    if state is ServerState.DONE:
+        session.reveal().finish()
+    return session.server
+
+
+@pytest.mark.parametrize(("state", "message"), illegal(ClientState, TO_CLIENT + TO_SERVER), ids=named)
+def test_client_refuses_messages_out_of_order(
+    state: ClientState, message: Any, session: Any, picture: Picture
+) -> None:
+    client = client_in(state, session)
+    assert client.state is state
+    before = picture(client)
+    with pytest.raises(
+        UnexpectedMessageError, match=f"server: {type(message).__name__} is not taken in state"
+    ) as e:
+        client.receive(message)
+    assert e.value.offender is None
+    assert picture(client) == before
+
+
+@pytest.mark.parametrize(("state", "step"), illegal(ClientState, [Step.START, Step.CONTRIBUTE]), ids=named)
+def test_client_refuses_steps_out_of_order(state: ClientState, step: Step, session: Any, picture: Picture) -> None:
+    client = client_in(state, session)
+    before = picture(client)
+    with pytest.raises(IllegalEventError, match=f"cannot {step.value} in state {state.name}"):
+        client.start() if step is Step.START else client.contribute(VECTOR)
+    assert picture(client) == before
+
+
+@pytest.mark.parametrize(("state", "message"), illegal(ServerState, TO_SERVER), ids=named)
+def test_server_refuses_messages_out_of_order(
+    state: ServerState, message: Any, session: Any, picture: Picture
+) -> None:
+    server = server_in(state, session)
+    assert server.state is state
+    before = picture(server)
+    with pytest.raises(UnexpectedMessageError, match=r"client 3: .* is not taken in state") as e:
+        server.receive(message)
+    assert e.value.offender == 3
+    assert picture(server) == before
+
+
+@pytest.mark.parametrize("state", [ServerState.DONE, ServerState.ABORTED])
+def test_a_finished_server_closes_no_stage(state: ServerState, session: Any, picture: Picture) -> None:
+    server = server_in(state, session)
+    before = picture(server)
+    with pytest.raises(IllegalEventError, match="every round needs a new one"):
+        server.close_stage()
+    assert server.waiting_for == ()
+    assert picture(server) == before
+
+
+@pytest.mark.parametrize("state", [s for s in ServerState if s is not ServerState.DONE])
+def test_there_is_no_sum_before_the_end(state: ServerState, session: Any) -> None:
+    server = server_in(state, session)
+    with pytest.raises(IllegalEventError, match="no sum in state"):
+        _ = server.total
+    with pytest.raises(IllegalEventError, match="no sum in state"):
+        _ = server.survivors
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_server_knows_whom_it_waits_for_and_takes_one_message_each(
+    stage: Stage, session: Any, picture: Picture
+) -> None:
+    session.run_to(stage)
+    first = {
+        Stage.ADVERTISE_KEYS: lambda: Client(session.params, 3).start(),
+        Stage.SHARE_KEYS: lambda: session.shared[3],
+        Stage.MASKED_INPUT: lambda: MaskedInput(3, VECTOR),
+        Stage.UNMASK: lambda: session.reveal().reveals[3],
+    }[stage]()
+    assert session.server.waiting_for == (3, 7, 20, 41)
+    session.server.receive(first)
+    assert session.server.waiting_for == (7, 20, 41)
+    before = picture(session.server)
+    with pytest.raises(DuplicateMessageError, match="client 3: sent a second"):
+        session.server.receive(first)
+    assert picture(session.server) == before
+
+
+def test_strangers_and_the_vanished_are_refused(session: Any, picture: Picture) -> None:
+    with pytest.raises(UnexpectedSenderError, match="client 4: has no part in stage ADVERTISE_KEYS"):
+        session.server.receive(AdvertiseKeys(4, b"a" * 32, b"b" * 32))
+    session.run_to(Stage.UNMASK, gone=[20])
+    before = picture(session.server)
+    with pytest.raises(UnexpectedSenderError, match="client 20: has no part in stage UNMASK"):
+        session.server.receive(UnmaskShares(20, {}, {}))
+    assert picture(session.server) == before
+    assert (session.reveal().finish() == session.expected()).all()
+
+
+def test_a_refused_input_leaves_the_client_ready(session: Any, picture: Picture) -> None:
+    client = client_in(ClientState.READY, session)
+    before = picture(client)
+    for wrong in (
+        np.zeros(4, np.uint32),
+        np.zeros(5, np.uint64),
+        np.zeros(5),
+        np.zeros((5, 1), np.uint32),
+        [0] * 5,
+    ):
+        with pytest.raises(InputError, match="input vector: must be uint32 of shape"):
+            client.contribute(wrong)
+    assert picture(client) == before
+    client.contribute(VECTOR)
+
+
+def test_contributing_does_not_touch_the_input_and_forgets_the_secrets(session: Any) -> None:
+    client = client_in(ClientState.READY, session)
+    vector = np.arange(5, dtype=np.uint32)
+    masked = client.contribute(vector)
+    assert (vector == np.arange(5)).all()
+    assert not masked.vector.flags.writeable
+    assert not {"_seed", "_mask_pair", "_channel_pair"} & vars(client).keys()
+
+
+def test_messages_cannot_be_altered(session: Any) -> None:
+    session.run_to(Stage.UNMASK)
+    with pytest.raises(AttributeError):
+        session.roster.entries = ()
+    with pytest.raises(TypeError):
+        session.shared[3].sealed[7] = b""
+    with pytest.raises(ValueError, match="read-only"):
+        session.masked[3].vector[0] = 0
+
+
+def test_secrets_do_not_show(session: Any) -> None:
+    client = session.clients[3]
+    seed, private = client._seed, client._mask_pair.private_bytes()
+    shown = repr(client) + repr(client._mask_pair) + repr(vars(client)["_mask_pair"])
+    assert "redacted" in repr(client)
+    assert "redacted" in repr(client._mask_pair)
+    assert private.hex() not in shown
+    assert seed.hex() not in shown
+    session.run_to(Stage.UNMASK, gone=[20]).reveal()
+    answer = session.reveals[3]
+    numbers = [*answer.seed_shares.values(), *answer.key_shares.values()]
+    assert numbers
+    assert not any(str(number) in repr(answer) + repr(session.server) for number in numbers)
+
+
+def test_who_is_in_the_sum() -> None:
+    assert [arrives(stage) for stage in (None, *Stage)] == [False, False, False, True, True]
+    assert [majority(n) for n in (1, 2, 3, 4, 5)] == [2, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"session": b"short"}, "session: must be 16 to 64 bytes"),
+        ({"session": "x" * 16}, "session: must be 16 to 64 bytes"),
+        ({"round_number": -1}, "round_number"),
+        ({"client_ids": (1, 1, 2)}, "strictly ascending"),
+        ({"client_ids": (2, 1, 3)}, "strictly ascending"),
+        ({"client_ids": (-1, 1, 2)}, "client_ids: must be in"),
+        ({"client_ids": (1, 2, 2**64)}, "client_ids: must be in"),
+        ({"client_ids": ()}, "threshold: 2 is more than the 0 clients"),
+        ({"threshold": 1}, "threshold: must be at least 2 and above half"),
+        ({"threshold": 4}, "threshold: 4 is more than the 3 clients"),
+        ({"client_ids": (1, 2, 3, 4), "threshold": 2}, "above half of the 4 clients.*Use 3 or more"),
+        ({"dimension": 0}, "dimension"),
+        ({"ring_bits": 16}, "ring_bits"),
+    ],
+)
+def test_bad_parameters_are_refused(change: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {
+        "session": bytes(16),
+        "round_number": 0,
+        "client_ids": (1, 2, 3),
+        "threshold": 2,
+        "dimension": 4,
+    }
+    SecAggParams(**good)
+    with pytest.raises(ParameterError, match=message):
+        SecAggParams(**{**good, **change})
+
+
+def test_a_client_outside_of_the_session_is_refused(session: Any) -> None:
+    with pytest.raises(ParameterError, match="client_id: 4 is not among"):
+        Client(session.params, 4)

@@ -1,0 +1,135 @@
+"""Known answers for the primitives, through the package's own wrappers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from privfed.secagg import SecAggParams
+from privfed.secagg.errors import KeyRefusedError
+from privfed.secagg.keys import KeyPair, Purpose, binding, hkdf_sha256
+from privfed.secagg.prg import BLOCK_BYTES, apply_masks, keystream
+
+
+def unhex(text: str) -> bytes:
+    return bytes.fromhex(text.replace(" ", ""))
+
+
+def test_x25519_agrees_with_rfc_7748_section_6_1() -> None:
+    alice = KeyPair.from_private_bytes(unhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"))
+    bob = KeyPair.from_private_bytes(unhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"))
+    assert alice.public.hex() == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
+    assert bob.public.hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
+    shared = "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"
+    assert alice.exchange(bob.public, owner=1).hex() == shared
+    assert bob.exchange(alice.public, owner=0).hex() == shared
+
+
+@pytest.mark.parametrize(
+    ("scalar", "u", "result"),
+    [
+        (
+            "a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4",
+            "e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c",
+            "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552",
+        ),
+        (
+            "4b66e9d4d1b4673c5ad22691957d6af5c11b6421e0ea01d42ca4169e7918ba0d",
+            "e5210f12786811d3f4b7959d0538ae2c31dbe7106fc03c3efc4cd549c715a493",
+            "95cbde9476e8907d7aade45cb4b873f88b595a68799fa152e6f8f7647aac7957",
+        ),
+    ],
+)
+def test_x25519_agrees_with_rfc_7748_section_5_2(scalar: str, u: str, result: str) -> None:
+    assert KeyPair.from_private_bytes(unhex(scalar)).exchange(unhex(u), owner=0).hex() == result
+
+
+@pytest.mark.parametrize("public", [bytes(32), b"\x01" + bytes(31), bytes(31)])
+def test_unusable_public_keys_are_refused_by_owner(public: bytes) -> None:
+    with pytest.raises(KeyRefusedError, match="client 17") as caught:
+        KeyPair.generate().exchange(public, owner=17)
+    assert caught.value.offender == 17
+
+
+RFC_5869 = {
+    "A.1": (
+        b"\x0b" * 22,
+        bytes(range(0x0D)),
+        bytes(range(0xF0, 0xFA)),
+        "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865",
+    ),
+    "A.2": (
+        bytes(range(0x50)),
+        bytes(range(0x60, 0xB0)),
+        bytes(range(0xB0, 0x100)),
+        "b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c59045a99cac7827271cb41c65e590e09"
+        "da3275600c2f09b8367793a9aca3db71cc30c58179ec3e87c14c01d5c1f3434f1d87",
+    ),
+    "A.3": (
+        b"\x0b" * 22,
+        None,
+        b"",
+        "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RFC_5869)
+def test_hkdf_agrees_with_rfc_5869_appendix_a(case: str) -> None:
+    secret, salt, info, expected = RFC_5869[case]
+    assert hkdf_sha256(secret, info, salt=salt, length=len(expected) // 2).hex() == expected
+    # The 32 bytes that the protocol takes are the first 32 of any longer output.
+    assert hkdf_sha256(secret, info, salt=salt).hex() == expected[:64]
+
+
+KEY_F55 = unhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+COUNTER_F55 = unhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff")
+PLAIN_F55 = unhex(
+    "6bc1bee22e409f96e93d7e117393172a ae2d8a571e03ac9c9eb76fac45af8e51"
+    "30c81c46a35ce411e5fbc1191a0a52ef f69f2445df4f9b17ad2b417be66c3710"
+)
+CIPHER_F55 = unhex(
+    "601ec313775789a5b7a7f504bbf3d228 f443e3ca4d62b59aca84e990cacaf5c5"
+    "2b0930daa23de94ce87017ba2d84988d dfc9c58db67aada613c2dd08457941a6"
+)
+
+
+def test_keystream_agrees_with_sp_800_38a_section_f_5_5() -> None:
+    assert keystream(KEY_F55, COUNTER_F55).update(PLAIN_F55) == CIPHER_F55
+
+
+def test_keystream_from_counter_zero_starts_with_the_block_cipher_of_zero() -> None:
+    # NIST AESAVS, appendix C.1, KeySbox known answer for 256-bit keys, first row: plaintext zero.
+    key = unhex("c47b0294dbbbee0fec4757f22ffeee3587ca4730c3d33b691df38bab076bc558")
+    assert keystream(key).update(bytes(16)).hex() == "46f2fb342d6f0ab477476fc501242c5f"
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_masks_equal_the_stream_taken_in_one_piece(dtype: type, extra: int) -> None:
+    length = 2 * BLOCK_BYTES // np.dtype(dtype).itemsize + extra
+    keys = [bytes([i]) * 32 for i in range(3)]
+    streams = [
+        np.frombuffer(
+            keystream(k).update(bytes(length * np.dtype(dtype).itemsize)), np.dtype(dtype).newbyteorder("<")
+        )
+        for k in keys
+    ]
+    vector = np.arange(length, dtype=dtype)
+    apply_masks(vector, keys[:2], keys[2:])
+    assert (vector == np.arange(length, dtype=dtype) + streams[0] + streams[1] - streams[2]).all()
+
+
+def test_bindings_differ_in_every_part() -> None:
+    def params(session: bytes = b"s" * 16, round_number: int = 1) -> SecAggParams:
+        return SecAggParams(session, round_number, (1, 2, 3), 2, 4)
+
+    variants = [
+        binding(params(), Purpose.CHANNEL, 1, 2),
+        binding(params(), Purpose.CHANNEL, 2, 1),
+        binding(params(), Purpose.PAIR_MASK, 1, 2),
+        binding(params(session=b"s" * 17), Purpose.CHANNEL, 1, 2),
+        binding(params(session=b"t" * 16), Purpose.CHANNEL, 1, 2),
+        binding(params(round_number=2), Purpose.CHANNEL, 1, 2),
+    ]
+    assert len(set(variants)) == len(variants)
