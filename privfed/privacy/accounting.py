@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from privfed.privacy.errors import PrivacyError
 from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling, SamplingScheme
@@ -129,12 +131,41 @@ def _epsilons(releases: tuple[Release, ...], delta: float) -> tuple[tuple[float,
     if any(release.noise_multiplier == 0 for release in releases):
         return (math.inf, "none: no noise"), (math.inf, "none: no noise")
     if any(isinstance(release.sampling, FixedSizeSampling) for release in releases):
-        amplified, plain = (_rdp_fixed(releases, delta), _pld_unsampled_replace(releases, delta))
-        names = "RDP, sampling without replacement (Wang et al. 2019)", "PLD, without amplification"
-        rows = sorted(zip((amplified, plain), names, strict=True))
-        return rows[0], rows[1]
-    bound = _rdp(releases, delta)
-    return (_pld([_event(release) for release in releases], delta, bound), "PLD"), (bound, "RDP")
+        rows = [
+            (
+                _or_infinity(lambda: _rdp_fixed(releases, delta)),
+                "RDP, sampling without replacement (Wang et al. 2019)",
+            ),
+            (_or_infinity(lambda: _pld_unsampled_replace(releases, delta)), "PLD, without amplification"),
+        ]
+    else:
+        bound = _or_infinity(lambda: _rdp(releases, delta))
+        exact = _or_infinity(lambda: _pld([_event(r) for r in releases], delta, _scale(bound, releases, delta)))
+        rows = [(exact, "PLD"), (bound, "RDP")]
+    # Both are upper bounds, so the smaller one holds. PLD is it, save where its discretisation is coarse (a very
+    # large ε) or its truncated tail outweighs δ.
+    rows.sort()
+    return rows[0], rows[1]
+
+
+def _or_infinity(bound: Callable[[], float]) -> float:
+    """What an accountant states; infinite, which is never too small, where it leaves the range of its numbers."""
+    try:
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # seen in the result
+            epsilon = bound()
+    except PrivacyError:
+        raise
+    except (ArithmeticError, ValueError):
+        return math.inf
+    return math.inf if math.isnan(epsilon) else epsilon
+
+
+def _scale(bound: float, releases: Sequence[Release], delta: float) -> float:
+    """``bound``, or where RDP has none, the ε of unsampled zCDP (Bun & Steinke 2016, Proposition 1.3)."""
+    if math.isfinite(bound):
+        return bound
+    rho = sum(release.count / (2 * release.noise_multiplier**2) for release in releases)
+    return rho + 2 * math.sqrt(rho * math.log(1 / delta))
 
 
 def _event(release: Release) -> Any:
@@ -189,4 +220,5 @@ def _rdp_fixed(releases: Sequence[Release], delta: float) -> float:
 def _pld_unsampled_replace(releases: Sequence[Release], delta: float) -> float:
     """An upper bound whatever the cohorts are: as if the replaced client were in each of them."""
     doubled = [Release(FullParticipation(), release.noise_multiplier / 2, release.count) for release in releases]
-    return _pld([_event(release) for release in doubled], delta, _rdp(doubled, delta))
+    bound = _or_infinity(lambda: _rdp(doubled, delta))
+    return _pld([_event(release) for release in doubled], delta, _scale(bound, doubled, delta))

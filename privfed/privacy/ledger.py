@@ -6,8 +6,9 @@ One JSON object a line, each with the SHA-256 of the line before and its own. Th
 
 so whatever was shown is on the ledger, wherever the process was killed. What was reserved counts as spent,
 committed or not. In research mode a rerun draws the same noise: releases of the same key whose hashes agree are
-one release seen twice, and count once; if they differ, each counts. In secure mode every attempt has keys of its
-own.
+one release seen twice, and count once. If they differ, the same noise hides two sums, and the difference of the
+releases is the difference of the sums without any noise: each value after the first counts as a release with noise
+multiplier 0, and ε is infinite. In secure mode every attempt has keys of its own.
 
 A chain cannot show that whole lines are missing at its end. ``close`` names the released model, and the report
 names the chain's last hash, so that a cut ledger does not fit them any more.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,12 +27,28 @@ from pathlib import Path
 from typing import Any
 
 from privfed.privacy.accounting import Guarantee, Release, compose
-from privfed.privacy.errors import LedgerError
+from privfed.privacy.errors import LedgerError, PrivacyError
 from privfed.privacy.sampling import SamplingScheme, scheme_from_json, scheme_to_json
 
 VERSION = 1
 GENESIS = "0" * 64
-KINDS = ("header", "reserve", "commit", "abort", "recovered", "close")
+_START = '{"sequence": 0, "attempt": 1, "kind": "header", '
+FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "header": {
+        "version": int,
+        "settings": str,
+        "mechanism": str,
+        "unit": str,
+        "delta": (int, float),
+        "secure": bool,
+    },
+    "reserve": {"round": int, "sampling": dict, "noise_multiplier": (int, float), "release": str},
+    "commit": {"round": int, "value_sha256": str},
+    "abort": {"round": int, "reason": str},
+    "recovered": {"bytes_dropped": int},
+    "close": {"value_sha256": str},
+}
+"""What each kind of entry holds beside its place in the chain."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,11 @@ class Ledger:
             LedgerError: It is damaged, in use, or has another header.
         """
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._broken = False
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise LedgerError(f"cannot be opened: {error.strerror}", where=str(path)) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -78,19 +100,22 @@ class Ledger:
 
     def _resume(self, header: Header) -> None:
         entries, whole, torn = _read(self._path)
+        # Before anything is changed: a refused ledger stays as it was.
+        if entries and _header(entries[0], self._path) != header:
+            raise LedgerError(
+                "belongs to a run with other settings", where=str(self._path), remedy="Name another folder"
+            )
         if torn:
             os.ftruncate(self._file, whole)
         self._head = entries[-1]["sha256"] if entries else GENESIS
         self._sequence = len(entries)
         self.attempt = 1 + max((entry["attempt"] for entry in entries), default=0)
         self._secure = header.secure
+        self._noise = {e["release"]: _noise(e) for e in entries if e["kind"] == "reserve"}
+        self._reserved: set[int] = set()
         if not entries:
             self._append("header", version=VERSION, **header.__dict__)
             _sync_folder(self._path.parent)
-        elif _header(entries[0], self._path) != header:
-            raise LedgerError(
-                "belongs to a run with other settings", where=str(self._path), remedy="Name another folder"
-            )
         if torn:
             # An entry that was cut in mid-write came before anything was shown: it is no release.
             self._append("recovered", bytes_dropped=torn)
@@ -107,22 +132,41 @@ class Ledger:
         return self._head
 
     def reserve(self, round_number: int, sampling: SamplingScheme, noise_multiplier: float) -> None:
-        """Count a round as spent; on disk when this returns."""
+        """Count a round as spent; on disk when this returns.
+
+        Raises:
+            LedgerError: Not written, or an earlier attempt reserved the same release with other noise.
+        """
+        if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
+            raise LedgerError("must be 0 or more", where="noise_multiplier", value=noise_multiplier)
         key = f"{self.attempt}/{round_number}" if self._secure else str(round_number)
-        self._append(
-            "reserve",
-            round=round_number,
-            sampling=scheme_to_json(sampling),
-            noise_multiplier=noise_multiplier,
-            release=key,
-        )
+        values = {"sampling": scheme_to_json(sampling), "noise_multiplier": noise_multiplier}
+        # Refused here and not only by `verify_ledger`, since a line once written cannot be taken back.
+        if self._noise.setdefault(key, _noise(values)) != _noise(values):
+            raise LedgerError(
+                f"an earlier attempt reserved round {round_number} with other noise or sampling",
+                where=str(self._path),
+                remedy="Name another folder",
+            )
+        self._append("reserve", round=round_number, **values, release=key)
+        self._reserved.add(round_number)
 
     def commit(self, round_number: int, digest: str) -> None:
-        """Note the hash of what is about to be shown; on disk when this returns."""
+        """Note the hash of what is about to be shown; on disk when this returns.
+
+        Raises:
+            LedgerError: Not written, or this attempt has not reserved the round.
+        """
+        self._must_be_reserved(round_number)
         self._append("commit", round=round_number, value_sha256=digest)
 
     def abort(self, round_number: int, reason: str) -> None:
-        """Note that a round ended without a release; it stays spent."""
+        """Note that a round ended without a release; it stays spent.
+
+        Raises:
+            LedgerError: Not written, or this attempt has not reserved the round.
+        """
+        self._must_be_reserved(round_number)
         self._append("abort", round=round_number, reason=reason)
 
     def finish(self, digest: str) -> None:
@@ -135,7 +179,17 @@ class Ledger:
             os.close(self._file)
             self._file = -1
 
+    def _must_be_reserved(self, round_number: int) -> None:
+        if round_number not in self._reserved:
+            raise LedgerError("was not reserved by this attempt", where="round", value=round_number)
+
     def _append(self, kind: str, **values: Any) -> None:
+        if self._broken or self._file < 0:
+            raise LedgerError(
+                "takes no more entries, since it is closed or a write to it failed",
+                where=str(self._path),
+                remedy="Start the run again; it goes on from the last whole entry",
+            )
         entry = {
             "sequence": self._sequence,
             "attempt": self.attempt,
@@ -145,11 +199,18 @@ class Ledger:
         }
         entry["sha256"] = _hash(entry)
         line = (json.dumps(entry, allow_nan=False, ensure_ascii=True) + "\n").encode()
-        if os.write(self._file, line) != len(line):
+        # Until the entry is known to be on disk the file may end anywhere, and nothing must follow.
+        self._broken = True
+        try:
+            written = os.write(self._file, line)
+            os.fsync(self._file)
+        except OSError as error:
+            raise LedgerError(f"cannot be written: {error.strerror}", where=str(self._path)) from None
+        if written != len(line):
             raise LedgerError(
                 "could not be written in full", where=str(self._path), remedy="Check the disk's space"
             )
-        os.fsync(self._file)
+        self._broken = False
         self._head, self._sequence = entry["sha256"], self._sequence + 1
 
 
@@ -195,7 +256,10 @@ def verify_ledger(path: Path) -> LedgerReport:
     releases = _spent(entries, path)
     guarantee = None
     if header is not None and header.mechanism != "none":
-        guarantee = compose(releases, header.delta)
+        try:
+            guarantee = compose(releases, header.delta)
+        except PrivacyError as error:
+            raise LedgerError(f"holds what does not compose: {error}", where=str(path)) from None
     closes = [entry for entry in entries if entry["kind"] == "close"]
     kinds = [entry["kind"] for entry in entries]
     return LedgerReport(
@@ -214,14 +278,14 @@ def verify_ledger(path: Path) -> LedgerReport:
 
 
 def _spent(entries: Iterable[Mapping[str, Any]], path: Path) -> list[Release]:
-    """What counts: each release key once for every different value committed under it, and at least once."""
+    """What counts: each release key once with its noise, and once without for every further value under it."""
     kinds: dict[str, tuple[str, float]] = {}
     values: dict[str, set[str]] = {}
     current: dict[int, str] = {}
     for entry in entries:
         if entry["kind"] == "reserve":
             key = entry["release"]
-            kind = (json.dumps(entry["sampling"], sort_keys=True), float(entry["noise_multiplier"]))
+            kind = _noise(entry)
             if kinds.setdefault(key, kind) != kind:
                 raise LedgerError(f"line {entry['sequence'] + 1} reserves {key} with other noise", where=str(path))
             values.setdefault(key, set())
@@ -232,8 +296,16 @@ def _spent(entries: Iterable[Mapping[str, Any]], path: Path) -> list[Release]:
             values[current[entry["round"]]].add(entry["value_sha256"])
     counts: dict[tuple[str, float], int] = {}
     for key, kind in kinds.items():
-        counts[kind] = counts.get(kind, 0) + max(1, len(values[key]))
+        counts[kind] = counts.get(kind, 0) + 1
+        if len(values[key]) > 1:  # one draw of noise, several values: see the module's docstring
+            bare = (kind[0], 0.0)
+            counts[bare] = counts.get(bare, 0) + len(values[key]) - 1
     return [Release(scheme_from_json(json.loads(text)), z, count) for (text, z), count in counts.items()]
+
+
+def _noise(entry: Mapping[str, Any]) -> tuple[str, float]:
+    """What the accountant is told of a reservation."""
+    return json.dumps(entry["sampling"], sort_keys=True), float(entry["noise_multiplier"])
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int, int]:
@@ -243,6 +315,10 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int, int]:
     except OSError as error:
         raise LedgerError(f"cannot be read: {error.strerror}", where=str(path)) from None
     whole = content.rfind(b"\n") + 1
+    start = _START.encode()
+    if not content.startswith(start[: len(content)]):
+        # Never taken for a torn first entry, which a resuming writer would cut off.
+        raise LedgerError("line 1 is not an entry of a ledger", where=str(path))
     entries: list[dict[str, Any]] = []
     previous = GENESIS
     for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
@@ -251,6 +327,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int, int]:
             raise LedgerError(f"line {number} does not follow line {number - 1}", where=str(path))
         if entry["sha256"] != _hash(entry):
             raise LedgerError(f"line {number} is not what was written: its hash differs", where=str(path))
+        _check_fields(entry, number, path)
         previous = entry["sha256"]
         entries.append(entry)
     return entries, whole, len(content) - whole
@@ -263,11 +340,27 @@ def _parse(line: bytes, number: int, path: Path) -> dict[str, Any]:
             isinstance(entry, dict) and {"sequence", "attempt", "kind", "previous", "sha256"} <= entry.keys()
         )
         # One spelling for each entry: white space or escapes that JSON ignores would be a change nobody sees.
-        if complete and entry["kind"] in KINDS and json.dumps(entry, ensure_ascii=True).encode() == line:
+        if complete and entry["kind"] in tuple(FIELDS) and json.dumps(entry, ensure_ascii=True).encode() == line:
             return dict(entry)
     except (ValueError, TypeError, RecursionError):
         pass
     raise LedgerError(f"line {number} is not an entry of a ledger", where=str(path))
+
+
+def _check_fields(entry: Mapping[str, Any], number: int, path: Path) -> None:
+    """A chain says that nothing was changed after writing, not that this program wrote it."""
+    fields = {"attempt": int, **FIELDS[entry["kind"]]}
+    for name, kind in fields.items():
+        value = entry.get(name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise LedgerError(f"line {number} has no valid {name!r}", where=str(path), value=value)
+    if entry["kind"] == "reserve":
+        try:
+            scheme_from_json(entry["sampling"])
+        except PrivacyError as error:
+            raise LedgerError(f"line {number} names no sampling scheme: {error}", where=str(path)) from None
+        if not (math.isfinite(entry["noise_multiplier"]) and entry["noise_multiplier"] >= 0):
+            raise LedgerError(f"line {number} has no valid 'noise_multiplier'", where=str(path))
 
 
 def _header(entry: Mapping[str, Any], path: Path) -> Header:

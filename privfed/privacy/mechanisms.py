@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 from privfed.privacy.clipping import Clipped, Sensitivity, clip_by_l2, l2_norm
 from privfed.privacy.errors import PrivacyError
 from privfed.privacy.noise import discrete_gaussian, gaussian
-from privfed.privacy.randomness import RandomSource
+from privfed.privacy.randomness import RandomSource, SeededSource
 from privfed.privacy.sampling import SamplingScheme
 
 GRID_BITS = 20
 """In secure mode the grid of the noise is so many bits finer than its standard deviation."""
+
+
+LARGEST_SUM = 2.0**52
+"""In grid steps: sum and noise together stay integers that float64 holds exactly."""
 
 
 class Mechanism(Protocol):
@@ -104,9 +108,19 @@ class CentralGaussian:
             raise PrivacyError("the sum is not finite, although every update in it was checked")
         if not self.secure:
             return total + gaussian(self.stddev, len(total), source)
+        if isinstance(source, SeededSource):
+            raise PrivacyError("secure mode draws no noise from a seed", remedy="Pass a SystemSource")
+        if np.abs(total).max(initial=0.0) >= LARGEST_SUM * self.grid:
+            raise PrivacyError(
+                f"the sum exceeds {LARGEST_SUM * self.grid:g}, which the noise's grid cannot hold",
+                where="noise_multiplier",
+                value=self.noise_multiplier,
+                remedy="Use more noise, or research mode",
+            )
         steps = np.rint(total / self.grid).astype(np.int64)
         steps += discrete_gaussian(math.ceil(self.stddev / self.grid), len(total), source)
-        return steps.astype(np.float64) * self.grid
+        noised: NDArray[np.float64] = steps.astype(np.float64) * self.grid
+        return noised
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ def discrete_gaussian(stddev: int, size: int, source: RandomSource) -> Integers:
     """Samples of the discrete Gaussian with scale ``stddev``, ``[size]`` (Canonne, Kamath & Steinke 2020, Alg. 3).
 
     Proportional to ``exp(-x² / (2·stddev²))`` on the integers. The discrete Laplace proposal is exact (integer
-    arithmetic only); the acceptance probability is computed in float64, which changes a coordinate's probabilities
-    by a factor within 1 ± 2⁻⁴⁴ where ``|x| ≤ 40·stddev``, and by 2⁻⁶⁴ in total elsewhere. For 10⁶ coordinates that
-    adds less than 10⁻⁷ to ε.
+    arithmetic only); the acceptance probability is computed in float64 and compared at 64 bits. That changes a
+    coordinate's probabilities by a factor within 1 ± 2⁻⁴⁷ where ``|x| ≤ 5·stddev``. Further out the factor grows
+    without bound (an acceptance is never rarer than 2⁻⁶⁴), but all of it together moves a probability mass below
+    2⁻⁵⁸. A release of 10⁶ coordinates so adds less than 10⁻⁷ to ε and less than ``10⁻¹¹·(1 + exp(ε))`` to δ.
 
     Raises:
         PrivacyError: ``stddev`` is no integer from 1 to ``MAX_STDDEV``.

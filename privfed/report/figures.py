@@ -1,0 +1,245 @@
+"""The report's figures: pure functions from evidence to inline SVG, each with what to conclude from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from privfed.audit.evidence import (
+    RECOVERY_MARGIN_DB,
+    Accuracy,
+    AccuracyPoint,
+    Membership,
+    ObserverEvidence,
+    RoundEvidence,
+)
+from privfed.report import svg
+from privfed.report.numbers import count, decibels, epsilon, percent, points, ratio
+from privfed.report.selection import FIGURE_POINTS, Group, evenly, selection_note, shortened
+
+HATCH = Markup(
+    '<defs><pattern id="hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<path class="stripe" d="M0 0V7"/></pattern></defs>'
+)
+PLOT_X = (svg.LEFT, svg.WIDTH - svg.RIGHT)
+PLOT_Y = (svg.HEIGHT - svg.BOTTOM, svg.TOP)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, or the words for why there is none.
+
+    Attributes:
+        title: Heading.
+        drawing: Inline SVG; ``None`` when there is nothing to draw.
+        caption: What to conclude, or what is missing.
+    """
+
+    title: str
+    drawing: Markup | None
+    caption: str
+
+
+def accuracy_figure(accuracy: Accuracy) -> Figure:
+    """Test accuracy by round, as configured and without protection."""
+    title = "Test accuracy by round"
+    with_it = [(p.round, p.test_accuracy) for p in _measured(accuracy.protected)]
+    without = [(p.round, p.test_accuracy) for p in _measured(accuracy.unprotected)]
+    if not with_it and not without:
+        return Figure(title, None, "Missing: accuracy was not measured in this run.")
+    rounds = [number for number, _ in with_it + without]
+    x = svg.axis(min(rounds), max(rounds), PLOT_X, count, whole=True, tight=True)
+    y = svg.axis(0, 1, PLOT_Y, lambda v: percent(v, 0))
+    parts = svg.frame(x, y, "round", "accuracy")
+    entries: list[tuple[str, str]] = []
+    for classes, name, series in (
+        ("curve second", "without protection", without),
+        ("curve first", "as configured", with_it),
+    ):
+        if series:
+            places = [(x.place(r), y.place(a)) for r, a in evenly(series, FIGURE_POINTS) if a is not None]
+            parts.append(svg.path(places, classes))
+            entries.insert(0, (classes, name))
+    notes = [_accuracy_words(accuracy)]
+    longest = max(len(with_it), len(without))
+    notes.append(selection_note(min(longest, FIGURE_POINTS), longest, "rounds", "evenly spaced"))
+    caption = " ".join(filter(None, notes))
+    return Figure(title, svg.drawing("fig-accuracy", title, caption, parts + svg.legend(entries)), caption)
+
+
+def clipping_figure(rounds: Sequence[RoundEvidence]) -> Figure:
+    """Share of updates that were clipped, by round."""
+    words = (
+        "of the updates were longer than the clip norm. Near 0 % the norm is loose, and more noise is added than "
+        "need be; near 100 % it shortens almost everything that clients send."
+    )
+    values = [(r.round, r.clipped_fraction) for r in rounds]
+    known = [value for _, value in values if value is not None]
+    caption = f"In the last round measured, {percent(known[-1], 0)} {words}" if known else ""
+    return _round_figure(
+        ("fig-clipped", "Clipped updates by round", "share"),
+        values,
+        caption,
+        "Missing: no update was clipped or none was measured.",
+        lambda v: percent(v, 0),
+        top=1.0,
+    )
+
+
+def noise_figure(rounds: Sequence[RoundEvidence]) -> Figure:
+    """Signal-to-noise ratio of the noised sum, by round."""
+    values = [(r.round, r.signal_to_noise) for r in rounds]
+    infinite = sum(1 for _, value in values if value is not None and math.isinf(value))
+    finite = [(n, None if value is None or math.isinf(value) else value) for n, value in values]
+    caption = (
+        "Length of the sum over the expected length of its noise. Below 1 (dashed) a round's noise is longer than "
+        "what it hides; training still gets on, because noise averages out over rounds and signal adds up."
+    )
+    if infinite:
+        caption += f" Not drawn: {count(infinite)} rounds without noise, where the ratio is ∞."
+    return _round_figure(
+        ("fig-noise", "Signal-to-noise by round", "ratio"),
+        finite,
+        caption,
+        "Nothing to draw: no noise was added in any round, so the ratio is ∞."
+        if infinite
+        else "Missing: the signal-to-noise ratio was not measured.",
+        ratio,
+        mark=1.0,
+    )
+
+
+def epsilon_figure(observers: Sequence[ObserverEvidence]) -> Figure:
+    """ε by observer; the page prints unit, relation, sampling and δ below it."""
+    title = "Privacy loss ε by observer"
+    if not observers:
+        return Figure(title, None, "Missing: no guarantee was stated for any observer.")
+    finite = [o.guarantee.epsilon for o in observers if math.isfinite(o.guarantee.epsilon)]
+    # What is finite stays well short of ∞.
+    left, right, row, top = 4.0, svg.WIDTH * (0.62 if len(finite) < len(observers) else 0.86), 44.0, 8.0
+    x = svg.axis(0, max([*finite, 1e-3]), (left, right), lambda v: f"{v:g}")
+    bottom = top + row * len(observers) + 4
+    parts = [HATCH]
+    parts += [svg.line((x.place(tick), top), (x.place(tick), bottom), "grid") for tick in x.ticks if finite]
+    said = []
+    for index, entry in enumerate(observers):
+        value, y = entry.guarantee.epsilon, top + row * index
+        endless = math.isinf(value)
+        end = svg.WIDTH - 34 if endless else max(x.place(value), left + 2)
+        label = "∞" if endless else epsilon(value)
+        parts += [
+            svg.text((left, y + 14), shortened(entry.observer, 60), "name"),
+            svg.rectangle((left, y + 20), (end - left, 14), "bar endless" if endless else "bar"),
+            svg.text((end + 6, y + 32), label, "value"),
+        ]
+        said.append(f"{entry.observer}: {label}")
+    if finite:
+        parts += [svg.text((x.place(t), bottom + 16), x.label(t), "tick mid") for t in x.ticks]
+    caption = (
+        "A shorter bar is a stronger promise. ∞ (hatched) means that nothing is promised about this observer: "
+        "how much it gets is then a matter of the attacks, and of attacks to come."
+    )
+    described = f"{caption} {'; '.join(said)}"
+    return Figure(title, svg.drawing("fig-epsilon", title, described, parts, bottom + 24), caption)
+
+
+def reconstruction_figure(groups: Sequence[Group]) -> Figure:
+    """PSNR of every reconstruction beside that of the best trivial guess, by observer, defence and workload."""
+    title = "Reconstructions against trivial guesses"
+    rows = [group for group in groups if group.scored]
+    if not rows:
+        return Figure(title, None, "Nothing to draw: no attack came to a reconstruction.")
+    highest = max(a.psnr or 0.0 for g in rows for a in g.scored)
+    left, right, row, top = 8.0, svg.WIDTH - 84, 40.0, 32.0
+    x = svg.axis(0, max(highest, 20.0), (left, right), lambda v: f"{v:g}")
+    bottom = top + row * len(rows) + 6
+    parts = [svg.line((x.place(tick), top), (x.place(tick), bottom), "grid") for tick in x.ticks]
+    parts += [svg.text((x.place(tick), bottom + 16), x.label(tick), "tick mid") for tick in x.ticks]
+    parts.append(
+        svg.text(((left + right) / 2, bottom + 34), "PSNR in dB: higher is closer to the original", "tick mid")
+    )
+    parts += [svg.dot((14, 12), "mark"), svg.text((24, 16), "reconstruction", "tick")]
+    parts += [svg.line((150, 5), (150, 19), "guess"), svg.text((158, 16), "best trivial guess", "tick")]
+    said = []
+    for index, group in enumerate(rows):
+        y = top + row * index
+        best = group.scored[0]
+        defence = "no defence" if group.defence == "none" else group.defence
+        name = f"{group.observer}, {defence}: {group.workload}"
+        parts.append(svg.text((left, y + 14), shortened(name, 64), "name small"))
+        parts.append(svg.line((left, y + 27), (right, y + 27), "axis"))
+        for guess in sorted({round(max((a.trivial_psnr or {"": 0.0}).values()), 1) for a in group.scored}):
+            parts.append(svg.line((x.place(guess), y + 20), (x.place(guess), y + 34), "guess"))
+        parts += [svg.dot((x.place(a.psnr or 0.0), y + 27), "mark") for a in evenly(group.scored, 60)]
+        margin = decibels(best.margin_db, signed=True)
+        parts.append(svg.text((right + 8, y + 31), margin, "value small"))
+        said.append(f"{name}: {margin} against the guess")
+    caption = (
+        f"A dot {RECOVERY_MARGIN_DB:g} dB or more to the right of its guess is information that the observer "
+        "should not have; from about 40 dB the eye sees no difference to the original. The figure at the right is "
+        "the best reconstruction less its guess."
+    )
+    drawn = svg.drawing("fig-psnr", title, f"{caption} {'; '.join(said)}", parts, bottom + 42)
+    return Figure(title, drawn, caption)
+
+
+def membership_figure(membership: Membership) -> Figure:
+    """ROC curve of loss-threshold membership inference."""
+    title = "Membership inference"
+    x = svg.axis(0, 1, PLOT_X, lambda v: percent(v, 0))
+    y = svg.axis(0, 1, PLOT_Y, lambda v: percent(v, 0))
+    parts = svg.frame(x, y, "non-members taken for members", "members found")
+    parts.append(svg.line((x.start, y.start), (x.end, y.end), "reference"))
+    places = [(x.place(fpr), y.place(tpr)) for fpr, tpr in evenly(membership.roc, FIGURE_POINTS)]
+    parts.append(svg.path(places, "curve first"))
+    caption = (
+        f"On the dashed diagonal, whoever guesses from the released model's loss who took part does as well as by "
+        f"tossing a coin. Area under the curve: {membership.auc:.3f}; a coin reaches 0.5."
+    )
+    return Figure(title, svg.drawing("fig-roc", title, caption, parts), caption)
+
+
+def _round_figure(
+    names: tuple[str, str, str],
+    values: Sequence[tuple[int, float | None]],
+    caption: str,
+    missing: str,
+    label: Callable[[float], str],
+    *,
+    top: float | None = None,
+    mark: float | None = None,
+) -> Figure:
+    """One series by round, broken where a value is unknown; ``names`` are the id, the title and the y axis."""
+    name, title, y_title = names
+    known = [value for _, value in values if value is not None]
+    if not known:
+        return Figure(title, None, missing)
+    x = svg.axis(min(r for r, _ in values), max(r for r, _ in values), PLOT_X, count, whole=True, tight=True)
+    y = svg.axis(0, max(known) if top is None else top, PLOT_Y, label)
+    parts = svg.frame(x, y, "round", y_title)
+    if mark is not None and mark <= y.high:
+        parts.append(svg.line((x.start, y.place(mark)), (x.end, y.place(mark)), "reference"))
+    places = [None if v is None else (x.place(r), y.place(v)) for r, v in evenly(values, FIGURE_POINTS)]
+    parts.append(svg.path(places, "curve first"))
+    note = selection_note(min(len(values), FIGURE_POINTS), len(values), "rounds", "evenly spaced")
+    caption = f"{caption} {note}".strip()
+    return Figure(title, svg.drawing(name, title, caption, parts), caption)
+
+
+def _measured(series: Sequence[AccuracyPoint]) -> list[AccuracyPoint]:
+    return [point for point in series if point.test_accuracy is not None]
+
+
+def _accuracy_words(accuracy: Accuracy) -> str:
+    with_it, without, gap = accuracy.final_protected, accuracy.final_unprotected, accuracy.gap
+    if with_it is None or without is None or gap is None:
+        if with_it is not None:
+            return (
+                "Missing: the same training without protection was not run, so what protection costs is not known."
+            )
+        return "Missing: the final accuracies are not known, and so neither is what protection costs."
+    both = f"{percent(with_it)} as configured, {percent(without)} without protection"
+    return f"Protection costs {points(gap)}: {both}." if gap > 0 else f"Protection costs nothing: {both}."

@@ -1,0 +1,144 @@
+"""From evidence to one self-contained HTML page: pure, and the same for the same evidence on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from privfed.audit.evidence import RECOVERY_MARGIN_DB, Evidence, PrivacyLoss
+from privfed.report import numbers, selection
+from privfed.report.figures import (
+    accuracy_figure,
+    clipping_figure,
+    epsilon_figure,
+    membership_figure,
+    noise_figure,
+    reconstruction_figure,
+)
+
+LEVELS = {"protected": "Protected", "partly": "Partly protected", "exposed": "Exposed"}
+MODES = {
+    "off": "Off: the server sees every client's update.",
+    "ring": "Ring: the encoded integers are summed without masks. A simulator's shortcut that hides nothing.",
+    "protocol": "Protocol: the server receives masked updates and learns their sum.",
+}
+# What HTML cannot carry; a carriage return would also come back as a line feed when the page is read again.
+_UNPRINTABLE = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160)), "\ufffd") | {13: "\n"}
+
+
+def render_html(evidence: Evidence) -> str:
+    """The page: no network request, no script, at most 2 MB whatever the evidence holds."""
+    groups = selection.group_attacks(evidence.attacks)
+    rounds = selection.evenly(evidence.rounds, selection.TABLE_ROWS)
+    attacks = selection.foremost(evidence.attacks, selection.ATTACK_ROWS, selection.margin)
+    settings = list(_flat(evidence.run.settings))
+    html = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            e=evidence,
+            level=LEVELS[evidence.verdict.level],
+            mode=MODES[evidence.secure_aggregation.mode],
+            recovery_margin=RECOVERY_MARGIN_DB,
+            loss_terms=_loss_terms(evidence),
+            accuracy=accuracy_figure(evidence.accuracy),
+            epsilons=epsilon_figure(evidence.observers),
+            reconstructions=reconstruction_figure(groups),
+            clipping=clipping_figure(evidence.rounds),
+            noise=noise_figure(evidence.rounds),
+            roc=membership_figure(evidence.membership) if evidence.membership else None,
+            workloads=_by_workload(groups),
+            groups_note=_groups_note(evidence, groups),
+            rounds=rounds,
+            rounds_note=selection.selection_note(len(rounds), len(evidence.rounds), "rounds", "evenly spaced"),
+            aborted=sum(1 for entry in evidence.rounds if entry.aborted is not None),
+            attacks=attacks,
+            attacks_note=selection.selection_note(
+                len(attacks), len(evidence.attacks), "attacks", "those that got most"
+            ),
+            settings=settings[: selection.SETTINGS_ROWS],
+            settings_note=selection.selection_note(
+                min(len(settings), selection.SETTINGS_ROWS), len(settings), "settings", "the first"
+            ),
+        )
+    )
+    return html.replace("\r\n", "\n").translate(_UNPRINTABLE)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("privfed.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": numbers.count,
+        "percent": numbers.percent,
+        "points": numbers.points,
+        "db": numbers.decibels,
+        "eps": numbers.epsilon,
+        "power": numbers.power,
+        "ratio": numbers.ratio,
+        "octets": numbers.octets,
+        "duration": numbers.duration,
+        "moment": numbers.moment,
+        "against_guess": numbers.against_guess,
+        "words": numbers.words,
+        "breakable": _breakable,
+        "yes_no": numbers.yes_no,
+        "short": selection.shortened,
+    }
+    return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line after a plus sign."""
+    return escape(name).replace("+", Markup("+<wbr>"))
+
+
+def _loss_terms(evidence: Evidence) -> list[tuple[list[str], PrivacyLoss]]:
+    """What the observers' ε depend on, once for all observers that share it."""
+    shared: dict[tuple[object, ...], tuple[list[str], PrivacyLoss]] = {}
+    for entry in evidence.observers:
+        loss = entry.guarantee
+        key = (loss.unit, loss.neighbouring, loss.sampling, loss.delta)
+        shared.setdefault(key, ([], loss))[0].append(entry.observer)
+    return list(shared.values())
+
+
+def _by_workload(groups: Sequence[selection.Group]) -> list[tuple[str, list[selection.Group]]]:
+    found: dict[str, list[selection.Group]] = {}
+    for group in groups:
+        found.setdefault(group.workload, []).append(group)
+    return list(found.items())
+
+
+def _groups_note(evidence: Evidence, groups: Sequence[selection.Group]) -> str:
+    total = len({(a.workload, a.defence, a.observer) for a in evidence.attacks})
+    return selection.selection_note(len(groups), total, "groups of attacks", "those that got most")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as ``key.path`` and value."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _setting(value)
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ", ".join(_setting(item) for item in value) or "none"
+    return str(value)

@@ -1,0 +1,135 @@
+"""The report's two files: written whole or not at all, and read with a clear word about what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from privfed.audit.evidence import SCHEMA_VERSION, Evidence
+from privfed.errors import OutputError, PrivFedError
+from privfed.report.page import render_html
+
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+AGAIN = "Run `privfed audit` again to write it anew"
+
+
+def write_report(evidence: Evidence, folder: Path) -> Path:
+    """Write ``report.json`` and ``report.html`` into ``folder``; returns the page's path.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    # Rendered first: a page that cannot be rendered leaves no half of a report behind.
+    page = render_html(evidence)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / REPORT_JSON, report_text(evidence))
+        _write(folder / REPORT_HTML, page)
+    except OSError as error:
+        raise OutputError(
+            f"the report cannot be written: {error.strerror}", where=str(folder), remedy="Name another folder"
+        ) from None
+    return folder / REPORT_HTML
+
+
+def report_text(evidence: Evidence) -> str:
+    """The content of ``report.json``: strict JSON, infinity as the string ``inf``."""
+    return json.dumps(evidence.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_report(path: Path) -> Evidence:
+    """Read and check a ``report.json``.
+
+    Raises:
+        PrivFedError: It is missing, no JSON, of another version of the schema, or does not fit the schema.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_doublets)
+    except FileNotFoundError:
+        raise PrivFedError("no such report", where=str(path), remedy="Name a folder that a run wrote") from None
+    except OSError as error:
+        raise PrivFedError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except RecursionError:
+        raise PrivFedError("is nested too deeply for a report", where=str(path), remedy=AGAIN) from None
+    except ValueError as error:
+        raise PrivFedError(f"is not strict JSON: {error}", where=str(path), remedy=AGAIN) from None
+    _check_version(tree, path)
+    try:
+        return Evidence.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise _explain(error, path) from None
+
+
+def render_folder(folder: Path) -> Path:
+    """Render ``report.html`` again from ``report.json``; returns the page's path.
+
+    Raises:
+        PrivFedError: There is no valid report to render, or the page cannot be written.
+    """
+    page = folder / REPORT_HTML
+    html = render_html(read_report(folder / REPORT_JSON))
+    try:
+        _write(page, html)
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=str(page)) from None
+    return page
+
+
+def _check_version(tree: Any, path: Path) -> None:
+    if not isinstance(tree, dict) or "schema_version" not in tree:
+        raise PrivFedError("is no report: it has no schema_version", where=str(path), remedy=AGAIN)
+    version = tree["schema_version"]
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise PrivFedError(
+            f"is a report of a version that this program does not know; it reads version {SCHEMA_VERSION}",
+            where=f"{path}: schema_version",
+            value=version,
+            remedy="Use the version of PrivFed that wrote it (run.privfed_version)",
+        )
+
+
+def _explain(error: ValidationError, path: Path) -> PrivFedError:
+    """The first fault as one line."""
+    fault = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    words = {"extra_forbidden": "unknown key", "missing": "is missing"}.get(fault["type"])
+    message = words or fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    # A check of a whole part has the part as its value, which says nothing in one line.
+    value = fault["input"] if isinstance(fault["input"], str | int | float) else None
+    return PrivFedError(message, where=f"{path}: {where}" if where else str(path), value=value, remedy=AGAIN)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _without_doublets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return tree
+
+
+def _write(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+        try:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)  # temporary files are private by default; a run's files are not
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
