@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from privfed.audit.evidence import Evidence
 
 PLAIN_LINES = 10
 """Lines of progress for each piece of work when nobody watches a terminal."""
@@ -81,6 +84,37 @@ class Console:
         for row in rows:
             table.add_row(*(show(value) for value in row.values()))
         self._out.print(table)
+
+    def summary(self, evidence: Evidence, page: Path) -> None:
+        """The audit's end: who is protected how far, what it cost, and where the report lies."""
+        rows = []
+        for seen in evidence.observers:
+            g, best = seen.guarantee, seen.best_attack
+            rows.append(
+                {
+                    "observer": seen.observer,
+                    "ε": g.epsilon,
+                    "δ": g.delta,
+                    "terms": f"{g.unit}-level, {g.neighbouring}, sampling: {g.sampling}",
+                    "best attack, dB": best.psnr if best else None,
+                    "over trivial guess, dB": best.margin_db if best else None,
+                }
+            )
+        self.table("Who learns what", rows)
+        accuracy = evidence.accuracy
+        self.figures(
+            {
+                "test accuracy": accuracy.final_protected,
+                "test accuracy without protection": accuracy.final_unprotected,
+                "verdict": evidence.verdict.text,
+            }
+        )
+        self.path("report", page)
+
+    def outcomes(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One line for each attack."""
+        keys = ("observer", "kind", "round", "attack", "psnr", "margin_db", "failure")
+        self.table("Attacks", [{key: row[key] for key in keys} for row in rows])
 
     def path(self, label: str, path: Path) -> None:
         """Where a result lies, on a line of its own that can be copied whole."""

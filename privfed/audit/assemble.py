@@ -1,0 +1,325 @@
+"""From a finished run to its evidence: every figure of the report, each from the object that measured it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import math
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from privfed import __version__
+from privfed.audit import evidence as ev
+from privfed.audit.membership import LossThresholdMembership
+from privfed.federated.training import TrainingResult, digest
+from privfed.privacy.ledger import verify_ledger
+from privfed.rundir import TRANSCRIPT, RunFolder
+from privfed.transcript import Observer
+
+if TYPE_CHECKING:
+    from privfed.experiment import Experiment
+    from privfed.exposure import Exposure
+
+PACKAGES = ("tensorflow", "tensorflow-federated", "dp-accounting", "cryptography", "numpy")
+UNNOISED = (
+    ("training loss and accuracy", "means over the cohort's own examples; seen by the server, written to metrics"),
+    ("clipped fraction, update norms, signal-to-noise", "computed from the updates before the noise"),
+    ("cohort, survivors, non-finite clients, aborted rounds", "say who took part; an abort depends on the cohort"),
+    ("membership scores", "computed on the training examples for this report"),
+    ("originals in the gallery", "training examples, shown to judge reconstructions"),
+)
+LIMITS = (
+    "Attacks give lower bounds: what these found nothing in, better ones may not.",
+    "Central noise protects nobody against the server, which holds the sum before the noise.",
+    "Masking keys are not authenticated: an active server can replace them and read every update.",
+    "The server sees who takes part; sampling amplifies privacy only against those who do not.",
+    "Choosing settings by looking at results costs privacy that this ε does not hold.",
+    "An aborted round is visible, and under Poisson sampling depends on the size of the cohort.",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What a run left."""
+
+    experiment: Experiment
+    folder: RunFolder
+    result: TrainingResult
+    baseline: TrainingResult | None
+    exposures: list[Exposure]
+    membership: LossThresholdMembership | None
+    seconds: float
+
+
+def assemble(m: Material) -> ev.Evidence:
+    """The evidence of a finished run."""
+    observers = tuple(_observer(m, observer) for observer in Observer)
+    return ev.Evidence(
+        run=_run(m),
+        verdict=_verdict(m, observers),
+        observers=observers,
+        accuracy=_accuracy(m),
+        rounds=tuple(_rounds(m)),
+        attacks=tuple(_attack(exposure) for exposure in m.exposures),
+        secure_aggregation=_secure_aggregation(m),
+        ledger=_ledger(m),
+        membership=_membership(m.membership),
+        unnoised=tuple(ev.UnnoisedQuantity(name=name, why=why) for name, why in UNNOISED),
+        limits=LIMITS,
+    )
+
+
+def _run(m: Material) -> ev.Run:
+    e, settings = m.experiment, m.experiment.settings
+    data = e.population
+    secure = settings.privacy.randomness == "secure"
+    return ev.Run(
+        name=settings.name,
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        privfed_version=__version__,
+        packages={name: importlib.metadata.version(name) for name in PACKAGES},
+        python=platform.python_version(),
+        platform=platform.platform(),
+        git_commit=_git_commit(),
+        seed=None if secure else settings.training.seed,
+        randomness=e.streams.describe(),
+        executor=settings.executor,
+        seconds=m.seconds,
+        status="complete",
+        settings=settings.model_dump(mode="json"),
+        settings_fingerprint=settings.fingerprint(),
+        data=ev.Data(
+            dataset=data.name,
+            fingerprint=data.fingerprint,
+            clients=data.clients,
+            examples=len(data.labels),
+            test_examples=len(data.test_labels),
+            model=e.model.name,
+            parameters=e.model.dimension,
+        ),
+    )
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)  # noqa: S607 - git is where the user has it
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def _sees(m: Material, observer: Observer) -> str:
+    masked = m.experiment.plan.mode == "protocol"
+    settings = m.experiment.settings.secure_aggregation
+    if observer is Observer.RELEASE:
+        return "the public initial model and the final model"
+    if observer is Observer.CLIENT:
+        return "every broadcast model (worst case)"
+    if observer is Observer.ACTIVE_SERVER and masked:
+        return "every client's update: it can replace unauthenticated keys"
+    if not masked:
+        return "every client's update"
+    if observer is Observer.SERVER_WITH_COLLUDERS:
+        return f"the survivors' sum less the updates of {settings.colluders} colluding clients"
+    return "masked uploads and the survivors' sum"
+
+
+def _observer(m: Material, observer: Observer) -> ev.ObserverEvidence:
+    e = m.experiment
+    protected = observer.value in e.mechanism.protects
+    stated = m_guarantee(m)
+    why = "sees noised models only" if protected else "sees values from before the noise"
+    if e.guarantee is None:
+        why = "no mechanism adds noise"
+    values = {**stated, "why": why}
+    if not protected:
+        values |= {"epsilon": math.inf, "cross_check_epsilon": None, "cross_check_accountant": None}
+        values["accountant"] = "none: nothing is noised before this observer sees it"
+    return ev.ObserverEvidence(
+        observer=observer.value,
+        sees=_sees(m, observer),
+        protected=protected and values["epsilon"] < math.inf,
+        guarantee=ev.Guarantee(**values),
+        best_attack=_best(m, observer),
+    )
+
+
+def m_guarantee(m: Material) -> dict[str, Any]:
+    """What the ledger proves was spent, or the terms without a claim."""
+    guarantee = verify_ledger(m.folder.ledger).guarantee
+    if guarantee is not None:
+        return guarantee.as_json()
+    e = m.experiment
+    return {
+        "epsilon": math.inf,
+        "delta": e.settings.privacy.delta,
+        "unit": "client",
+        "neighbouring": e.sampling.neighbouring,
+        "sampling": e.sampling.describe(),
+        "accountant": "none: no noise",
+        "cross_check_epsilon": None,
+        "cross_check_accountant": None,
+        "noise_multiplier": 0.0,
+        "rounds": e.settings.training.rounds,
+    }
+
+
+def _best(m: Material, observer: Observer) -> ev.BestAttack | None:
+    from privfed.exposure import AS_CONFIGURED
+
+    tried = [
+        x
+        for x in m.exposures
+        if x.outcome.observer is observer and x.defence == AS_CONFIGURED and x.outcome.margin_db is not None
+    ]
+    if not tried:
+        return None
+    best = max(tried, key=lambda x: x.outcome.margin_db or -math.inf)
+    outcome = best.outcome
+    assert outcome.best is not None and outcome.trivial is not None and outcome.margin_db is not None  # noqa: PT018 - all set together
+    return ev.BestAttack(
+        attack=outcome.attack,
+        workload=best.workload,
+        defence=best.defence,
+        psnr=outcome.best.psnr,
+        margin_db=outcome.margin_db,
+        trivial_psnr=max(outcome.trivial.values()),
+    )
+
+
+def _verdict(m: Material, observers: tuple[ev.ObserverEvidence, ...]) -> ev.Verdict:
+    protected = [o for o in observers if o.protected]
+    leaking = [o.observer for o in observers if o.best_attack and o.best_attack.margin_db >= ev.RECOVERY_MARGIN_DB]
+    if not protected:
+        text = "No observer is protected: no noise is added before anybody sees the models, so ε = ∞ for all."
+        return ev.Verdict(level="exposed", text=text)
+    g = protected[0].guarantee
+    text = (
+        f"Against {' and '.join(o.observer for o in protected)}: ε = {g.epsilon:.3g} at δ = {g.delta:g}, {g.unit}-level, "
+        f"neighbours: {g.neighbouring}, sampling: {g.sampling}. Every server has ε = ∞: the noise is added after it "
+        "holds the sum. "
+    )
+    text += (
+        f"Images were reconstructed beyond a trivial guess by: {', '.join(leaking)}."
+        if leaking
+        else "No attack tried on the run as configured beat a trivial guess by 1 dB."
+    )
+    broken = {o.observer for o in protected} & set(leaking)
+    return ev.Verdict(level="exposed" if broken else "partly", text=text)
+
+
+def _accuracy(m: Material) -> ev.Accuracy:
+    mine, base = _final(m.result), _final(m.baseline)
+    return ev.Accuracy(
+        protected=_points(m.result),
+        unprotected=_points(m.baseline) if m.baseline else (),
+        final_protected=mine,
+        final_unprotected=base,
+        gap=base - mine if base is not None and mine is not None else None,
+    )
+
+
+def _final(result: TrainingResult | None) -> float | None:
+    final = result.final_evaluation if result else None
+    return final.accuracy if final else None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _points(result: TrainingResult) -> tuple[ev.AccuracyPoint, ...]:
+    return tuple(
+        ev.AccuracyPoint(
+            round=report.metrics.round,
+            test_accuracy=report.evaluation.accuracy if report.evaluation else None,
+            train_accuracy=report.metrics.train_accuracy,
+            loss=_finite(report.evaluation.loss) if report.evaluation else None,
+        )
+        for report in result.reports
+    )
+
+
+def _rounds(m: Material) -> list[ev.RoundEvidence]:
+    return [
+        ev.RoundEvidence(
+            round=x.round,
+            cohort=x.cohort,
+            survivors=x.survivors,
+            dropped=x.cohort - x.survivors - x.non_finite if x.aborted is None else 0,
+            non_finite=x.non_finite,
+            clipped_fraction=x.clipped_fraction,
+            signal_to_noise=x.signal_to_noise,
+            aborted=x.aborted,
+            epsilon_spent=None,
+            seconds=x.seconds,
+            upload_bytes=x.upload_bytes,
+        )
+        for x in (report.metrics for report in m.result.reports)
+    ]
+
+
+def _attack(exposure: Exposure) -> ev.AttackEvidence:
+    from privfed.runs import exposure_values
+
+    outcome = exposure.outcome
+    return ev.AttackEvidence(
+        **exposure_values(exposure), original=_png(outcome.original), reconstruction=_png(outcome.reconstruction)
+    )
+
+
+def _png(image: Any) -> str | None:
+    is_picture = image is not None and image.ndim in (2, 3) and (image.ndim == 2 or image.shape[-1] in (1, 3))
+    return ev.png(image) if is_picture else None
+
+
+def _secure_aggregation(m: Material) -> ev.SecureAggregation:
+    masking = m.experiment.settings.secure_aggregation
+    on = masking.mode != "off"
+    conditions = (
+        "the server follows the protocol (keys are not authenticated)",
+        "fewer clients than the threshold collude",
+    )
+    return ev.SecureAggregation(
+        mode=masking.mode,
+        threshold=str(masking.threshold or "majority of each round's cohort") if on else None,
+        ring_bits=masking.ring_bits if on else None,
+        stages=None,
+        aborted_rounds=sum(report.metrics.aborted is not None for report in m.result.reports),
+        abort_probability=None,
+        assumptions=conditions if masking.mode == "protocol" else (),
+    )
+
+
+def _ledger(m: Material) -> ev.Ledger:
+    found, terms = verify_ledger(m.folder.ledger), m_guarantee(m)
+    return ev.Ledger(
+        **{key: terms[key] for key in ("epsilon", "delta", "unit", "neighbouring", "sampling")},
+        observers=tuple(sorted(m.experiment.mechanism.protects)),
+        entries=found.entries,
+        attempts=found.attempts,
+        reserved=found.reserved,
+        committed=found.committed,
+        aborted=found.aborted,
+        spent=found.spent,
+        torn_bytes=found.torn_bytes,
+        head_sha256=found.head,
+        transcript_sha256=hashlib.sha256((m.folder.path / TRANSCRIPT).read_bytes()).hexdigest(),
+        weights_sha256=digest(m.result.weights),
+    )
+
+
+def _membership(found: LossThresholdMembership | None) -> ev.Membership | None:
+    if found is None:
+        return None
+    return ev.Membership(
+        auc=found.auc,
+        tpr_at_1_percent_fpr=found.tpr_at_fpr[0.01],
+        tpr_at_0_1_percent_fpr=found.tpr_at_fpr[0.001],
+        members=found.members,
+        non_members=found.non_members,
+        roc=found.roc,
+    )
