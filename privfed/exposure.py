@@ -98,7 +98,7 @@ def attack_all(experiment: Experiment, settings: Sequence[Setting], console: Con
                 setting.population.mean_image(),
                 np.random.default_rng([chosen.seed, index]),
                 max_observations=chosen.targets,
-                progress=lambda *_, who=label: advance(who),  # type: ignore[misc]  # a default binds the loop's value
+                progress=lambda *_, who=label: advance(who),
             )
             exposures += [Exposure(setting.workload, setting.defence, outcome) for outcome in outcomes]
     return exposures

@@ -57,6 +57,10 @@ def verify_run(folder: Path) -> Verification:
     settings = load_settings(folder / SETTINGS)
     result = Verification()
     if not (folder / LEDGER).exists():
+        left = [name for name in (WEIGHTS, METRICS, TRANSCRIPT, "report.json") if (folder / name).exists()]
+        if left:
+            result.check(False, f"the ledger is missing, although {left[0]} is there: what was spent is unknown")
+            return result
         result.check(True, "no ledger yet: the run ended before anything was spent; ε = 0")
         result.epsilon = 0.0
         return result

@@ -1,6 +1,6 @@
-"""Puts the package manager uv into a project-local folder, with nothing but Python's standard library to start from.
+"""Puts the package manager uv into a project-local folder, with nothing but Python's standard library.
 
-Debian and Ubuntu ship Python without pip and venv, and forbid pip to touch the system's packages (PEP 668). So this
+Debian and Ubuntu ship Python without pip and venv, and forbid pip to touch the system's packages (PEP 668). So it
 tries a virtual environment, then pip into a folder, then the wheel from PyPI itself, checked against its SHA-256.
 
     python3 scripts/bootstrap_uv.py FOLDER      prints the path of the uv program

@@ -105,7 +105,7 @@ def _run(m: Material) -> ev.Run:
 
 def _git_commit() -> str | None:
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)  # noqa: S607 - git is where the user has it
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()
@@ -130,7 +130,7 @@ def _sees(m: Material, observer: Observer) -> str:
 def _observer(m: Material, observer: Observer) -> ev.ObserverEvidence:
     e = m.experiment
     protected = observer.value in e.mechanism.protects
-    stated = m_guarantee(m)
+    stated = _terms(m)
     why = "sees noised models only" if protected else "sees values from before the noise"
     if e.guarantee is None:
         why = "no mechanism adds noise"
@@ -147,7 +147,7 @@ def _observer(m: Material, observer: Observer) -> ev.ObserverEvidence:
     )
 
 
-def m_guarantee(m: Material) -> dict[str, Any]:
+def _terms(m: Material) -> dict[str, Any]:
     """What the ledger proves was spent, or the terms without a claim."""
     guarantee = verify_ledger(m.folder.ledger).guarantee
     if guarantee is not None:
@@ -198,9 +198,9 @@ def _verdict(m: Material, observers: tuple[ev.ObserverEvidence, ...]) -> ev.Verd
         return ev.Verdict(level="exposed", text=text)
     g = protected[0].guarantee
     text = (
-        f"Against {' and '.join(o.observer for o in protected)}: ε = {g.epsilon:.3g} at δ = {g.delta:g}, {g.unit}-level, "
-        f"neighbours: {g.neighbouring}, sampling: {g.sampling}. Every server has ε = ∞: the noise is added after it "
-        "holds the sum. "
+        f"Against {' and '.join(o.observer for o in protected)}: ε = {g.epsilon:.3g} at δ = {g.delta:g}, "
+        f"{g.unit}-level, neighbours: {g.neighbouring}, sampling: {g.sampling}. Every server has ε = ∞: "
+        "the noise is added after it holds the sum. "
     )
     text += (
         f"Images were reconstructed beyond a trivial guess by: {', '.join(leaking)}."
@@ -295,7 +295,7 @@ def _secure_aggregation(m: Material) -> ev.SecureAggregation:
 
 
 def _ledger(m: Material) -> ev.Ledger:
-    found, terms = verify_ledger(m.folder.ledger), m_guarantee(m)
+    found, terms = verify_ledger(m.folder.ledger), _terms(m)
     return ev.Ledger(
         **{key: terms[key] for key in ("epsilon", "delta", "unit", "neighbouring", "sampling")},
         observers=tuple(sorted(m.experiment.mechanism.protects)),

@@ -173,8 +173,10 @@ class Round:
 
     def _mean(self, noised: Real, dimension: int, aggregate: Aggregate) -> Vector:
         if self.shares is not None:
-            return (noised[:dimension] / noised[dimension]).astype(np.float32)
-        return (noised / (self.divisor or len(aggregate.survivors))).astype(np.float32)
+            weighted: Vector = (noised[:dimension] / noised[dimension]).astype(np.float32)
+            return weighted
+        mean: Vector = (noised / (self.divisor or len(aggregate.survivors))).astype(np.float32)
+        return mean
 
     def _signal_to_noise(self, aggregate: Aggregate | None) -> float | None:
         if aggregate is None or not self.mechanism.stddev:
