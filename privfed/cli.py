@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -49,10 +50,10 @@ Delta = Annotated[float, typer.Option(help="δ of the guarantee.")]
 @app.command()
 def audit(experiment: Experiment, out: Out, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer copies it
     """Train with and without protection, attack every observer's view, and write the report."""
+    settings = _settings(experiment, overrides)
     from privfed.console import Console
     from privfed.runs import run_audit
 
-    settings = _settings(experiment, overrides)
     console = Console(quiet=as_json)
     evidence = run_audit(settings, out, console)
     if as_json:
@@ -64,10 +65,10 @@ def audit(experiment: Experiment, out: Out, overrides: Overrides = [], as_json: 
 @app.command()
 def train(experiment: Experiment, out: Out, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer copies it
     """Train only: metrics, ledger, model and transcript, but neither attacks nor report."""
+    settings = _settings(experiment, overrides)
     from privfed.console import Console
     from privfed.runs import run_training
 
-    settings = _settings(experiment, overrides)
     console = Console(quiet=as_json)
     summary = run_training(settings, out, console)
     if as_json:
@@ -87,15 +88,15 @@ def attack(
     as_json: AsJson = False,
 ) -> None:
     """Train, and attack what an observer saw of the training's own rounds."""
-    from privfed.console import Console
-    from privfed.runs import run_attack
-
     changes = [*overrides]
     if method != "all":
         changes.append(f'attacks.methods=["{method}"]')
     if targets is not None:
         changes.append(f"attacks.targets={targets}")
     settings = _settings(experiment, changes)
+    from privfed.console import Console
+    from privfed.runs import run_attack
+
     console = Console(quiet=as_json)
     outcomes = run_attack(settings, observer, out, console)
     if as_json:
@@ -233,6 +234,7 @@ def _finite(value: Any) -> Any:
 
 def main() -> None:
     """Run the command line; a fault that a person can mend is one line and exit code 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's notes on hardware it did not find
     try:
         app()
     except KeyboardInterrupt:
