@@ -78,7 +78,7 @@ def run_attacks(
         view: What the observer saw.
         attacks: As built by ``attacks.create``.
         truth: Asked for an observation's examples only after all attacks on it have returned.
-        mean_image: Of the training data, ``[*shape]`` in [0, 1]; one of the trivial guesses.
+        mean_image: Of held-out data, ``[*shape]`` in [0, 1]; one of the trivial guesses.
         rng: Every attack on every observation gets a stream of its own, so none disturbs another.
         max_observations: How many are attacked, spread over kinds and rounds (``choose``).
         progress: Told about each outcome.
