@@ -29,6 +29,7 @@ class Aggregate:
         received: Each survivor's vector as it went into the sum, ``[length]``.
         uploads: What arrived from each client when that is something else: masked vectors, ``[length]``.
         bytes_per_stage: Traffic of the protocol's stages, clients to server.
+        seconds_per_stage: Wall time by the same stages.
     """
 
     total: Real
@@ -36,6 +37,7 @@ class Aggregate:
     received: Mapping[int, Real]
     uploads: Mapping[int, Real] = field(default_factory=dict)
     bytes_per_stage: Mapping[str, int] = field(default_factory=dict)
+    seconds_per_stage: Mapping[str, float] = field(default_factory=dict)
 
 
 class Aggregation(Protocol):
@@ -123,6 +125,7 @@ class RingAggregation:
             {c: codec.decode(encoded[c]) for c in result.survivors},
             {c: codec.decode(u) for c, u in result.uploads.items()} if self.masked else {},
             result.bytes_per_stage,
+            result.seconds_per_stage,
         )
 
     def _codec(self, cohort_size: int, length: int) -> FixedPointCodec:

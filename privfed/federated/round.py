@@ -12,7 +12,7 @@ A client whose update is not finite counts as dropped out and is reported.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,12 +66,16 @@ class RoundMetrics:
 
 @dataclass(frozen=True, eq=False)
 class RoundOutcome:
-    """The new model, the server's new state, the metrics, and what the transcript may keep."""
+    """The new model, the server's new state, the metrics, and what the transcript may keep.
+
+    ``stage_costs`` are bytes from clients to server and seconds, by stage of the aggregation.
+    """
 
     weights: Vector
     state: State
     metrics: RoundMetrics
     record: RoundRecord
+    stage_costs: Mapping[str, tuple[int, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +132,7 @@ class Round:
             seconds=time.perf_counter() - started,
         )
         record = self._record(number, weights, new_weights, cohort, aggregate)
-        return RoundOutcome(new_weights, new_state, metrics, record)
+        return RoundOutcome(new_weights, new_state, metrics, record, _stage_costs(aggregate))
 
     def _train_and_clip(self, number: int, weights: Vector, cohort: Cohort) -> _Local:
         """Client half: local SGD, then the clip; weighted updates carry their weight as one more coordinate."""
@@ -215,3 +219,10 @@ class _Local:
     loss_sum: float = 0.0
     correct: float = 0.0
     seen: float = 0.0
+
+
+def _stage_costs(aggregate: Aggregate | None) -> dict[str, tuple[int, float]]:
+    if aggregate is None:
+        return {}
+    seconds = aggregate.seconds_per_stage
+    return {stage: (size, seconds.get(stage, 0.0)) for stage, size in aggregate.bytes_per_stage.items()}

@@ -55,6 +55,8 @@ class TrainingResult:
     weights: Vector
     transcript: Transcript
     reports: list[RoundReport] = field(default_factory=list)
+    stage_costs: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Bytes from clients to server and seconds, by stage of the aggregation, all rounds together."""
     seconds: float = 0.0
 
     @property
@@ -107,6 +109,9 @@ def train(
         evaluation = evaluator(weights) if number % evaluate_every == 0 or number == rounds else None
         report = RoundReport(outcome.metrics, evaluation, digest(weights))
         result.reports.append(report)
+        for stage, (size, seconds) in outcome.stage_costs.items():
+            earlier = result.stage_costs.get(stage, (0, 0.0))
+            result.stage_costs[stage] = (earlier[0] + size, earlier[1] + seconds)
         observe(report)
     result.weights = result.transcript.final_weights = weights
     result.transcript.rounds = sum(1 for report in result.reports if report.metrics.aborted is None)

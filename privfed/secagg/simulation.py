@@ -34,14 +34,14 @@ class SumResult:
         survivors: Clients in the sum, ascending.
         uploads: What the server received from each survivor, ``[dimension]``: masked, or plain from ``RingSum``.
         bytes_per_stage: Bytes from clients to server by stage, in lower case.
-        seconds: Wall time, all parties together.
+        seconds_per_stage: Wall time by the same stages, all parties together.
     """
 
     total: NDArray[Any]
     survivors: tuple[int, ...]
     uploads: Mapping[int, NDArray[Any]] = field(repr=False)
     bytes_per_stage: Mapping[str, int]
-    seconds: float
+    seconds_per_stage: Mapping[str, float]
 
 
 class SecureSum(Protocol):
@@ -79,7 +79,6 @@ class ProtocolSum:
 
     def sum(self, inputs: Inputs, dropouts: Dropouts) -> SumResult:
         """As ``SecureSum.sum``: the server never holds an input without its masks."""
-        started = time.perf_counter()
         client_ids, threshold = _admit(inputs, dropouts, self.threshold)
         first = inputs[client_ids[0]]
         params = SecAggParams(
@@ -93,14 +92,22 @@ class ProtocolSum:
         server = Server(params)
         clients = {client_id: Client(params, client_id) for client_id in client_ids}
         uploads: dict[int, NDArray[Any]] = {}
-        sent = dict.fromkeys((stage.name.lower() for stage in Stage), 0)
+        sent: dict[str, int] = {}
+        seconds: dict[str, float] = {}
+        started = time.perf_counter()
 
-        def send(stage: Stage, messages: Iterable[ToServer]) -> None:
+        def send(stage: Stage, messages: Iterable[ToServer]) -> Mapping[int, ToClient]:
+            nonlocal started
+            name = stage.name.lower()
+            sent[name] = 0
             for message in messages:
-                sent[stage.name.lower()] += message.size
+                sent[name] += message.size
                 server.receive(message)
                 if isinstance(message, MaskedInput):
                     uploads[message.sender] = message.vector
+            outgoing = server.close_stage()
+            seconds[name], started = time.perf_counter() - started, time.perf_counter()
+            return outgoing
 
         def alive(stage: Stage) -> list[int]:
             return _senders(client_ids, dropouts, stage)
@@ -109,14 +116,14 @@ class ProtocolSum:
             for client_id in alive(stage):
                 yield from clients[client_id].receive(incoming[client_id])
 
-        send(Stage.ADVERTISE_KEYS, (clients[i].start() for i in alive(Stage.ADVERTISE_KEYS)))
-        send(Stage.SHARE_KEYS, answers(Stage.SHARE_KEYS, server.close_stage()))
-        for _ in answers(Stage.MASKED_INPUT, server.close_stage()):
+        keys = send(Stage.ADVERTISE_KEYS, (clients[i].start() for i in alive(Stage.ADVERTISE_KEYS)))
+        inboxes = send(Stage.SHARE_KEYS, answers(Stage.SHARE_KEYS, keys))
+        for _ in answers(Stage.MASKED_INPUT, inboxes):
             pass  # an inbox is answered by the masked input, when there is one
-        send(Stage.MASKED_INPUT, (clients[i].contribute(inputs[i]) for i in alive(Stage.MASKED_INPUT)))
-        send(Stage.UNMASK, answers(Stage.UNMASK, server.close_stage()))
-        server.close_stage()
-        return SumResult(server.total, server.survivors, uploads, sent, time.perf_counter() - started)
+        inputs_of = (clients[i].contribute(inputs[i]) for i in alive(Stage.MASKED_INPUT))
+        survivors = send(Stage.MASKED_INPUT, inputs_of)
+        send(Stage.UNMASK, answers(Stage.UNMASK, survivors))
+        return SumResult(server.total, server.survivors, uploads, sent, seconds)
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ class RingSum:
         for vector in uploads.values():
             total += vector
         sent = {"input": first.nbytes * len(uploads)}
-        return SumResult(total, tuple(uploads), uploads, sent, time.perf_counter() - started)
+        return SumResult(total, tuple(uploads), uploads, sent, {"input": time.perf_counter() - started})
 
 
 def _senders(client_ids: tuple[int, ...], dropouts: Dropouts, stage: Stage) -> list[int]:
