@@ -95,12 +95,13 @@ class Console:
                     "observer": seen.observer,
                     "ε": g.epsilon,
                     "δ": g.delta,
-                    "terms": f"{g.unit}-level, {g.neighbouring}, sampling: {g.sampling}",
                     "best attack, dB": best.psnr if best else None,
-                    "over trivial guess, dB": best.margin_db if best else None,
+                    "over a guess, dB": best.margin_db if best else None,
                 }
             )
         self.table("Who learns what", rows)
+        g = evidence.observers[0].guarantee  # one mechanism: unit, neighbours and sampling are the same for all
+        self.say_result(f"ε is {g.unit}-level; neighbours: {g.neighbouring}; sampling: {g.sampling}.")
         accuracy = evidence.accuracy
         self.figures(
             {
@@ -110,6 +111,10 @@ class Console:
             }
         )
         self.path("report", page)
+
+    def say_result(self, text: str) -> None:
+        """One paragraph of a result."""
+        self._out.print(text, markup=False)
 
     def outcomes(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """One line for each attack."""

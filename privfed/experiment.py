@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -139,12 +140,15 @@ class Experiment:
             return ()
         return tuple(attacks.rounds) if attacks.rounds is not None else tuple(sorted({1, rounds} - {0}))
 
-    def client_work(self) -> ClientWork:
-        """Local training on the chosen executor."""
+    @contextmanager
+    def client_work(self) -> Iterator[ClientWork]:
+        """Local training on the chosen executor; processes of its own end with the context."""
         data = self.population
-        return _executor(self.settings.executor)(
+        work = _executor(self.settings.executor)(
             self.model, data.features, data.labels, data.offsets, self.local_training
         )
+        with work if isinstance(work, AbstractContextManager) else nullcontext(work):
+            yield work
 
     def aggregation(self) -> Aggregation:
         """From updates to their sum, by the chosen mode."""
@@ -161,11 +165,11 @@ class Experiment:
             masked=protocol,
         )
 
-    def round(self) -> Round:
+    def round(self, work: ClientWork) -> Round:
         """One round, ready to run."""
         sizes = self.population.sizes
         return Round(
-            work=self.client_work(),
+            work=work,
             mechanism=self.mechanism,
             aggregation=self.aggregation(),
             server=self.server,
@@ -177,20 +181,21 @@ class Experiment:
     def run(self, spending: Spending | None, observe: Callable[[RoundReport], None]) -> TrainingResult:
         """Train."""
         data, settings = self.population, self.settings
-        return train(
-            self.round(),
-            initial_weights=self.initial_weights,
-            rounds=settings.training.rounds,
-            plan=self.plan,
-            sample=lambda number: sample_cohort(
-                number, data.clients, self.sampling, settings.cohort.dropout, self.streams
-            ),
-            evaluator=Evaluator(self.model, data.as_float(data.test_features), data.test_labels),
-            evaluate_every=settings.training.evaluate_every,
-            record_rounds=self.recorded_rounds,
-            spending=spending,
-            observe=observe,
-        )
+        with self.client_work() as work:
+            return train(
+                self.round(work),
+                initial_weights=self.initial_weights,
+                rounds=settings.training.rounds,
+                plan=self.plan,
+                sample=lambda number: sample_cohort(
+                    number, data.clients, self.sampling, settings.cohort.dropout, self.streams
+                ),
+                evaluator=Evaluator(self.model, data.as_float(data.test_features), data.test_labels),
+                evaluate_every=settings.training.evaluate_every,
+                record_rounds=self.recorded_rounds,
+                spending=spending,
+                observe=observe,
+            )
 
     def unprotected(self) -> Experiment:
         """The same training without clip, noise, masks and dropouts, to measure what protection costs."""

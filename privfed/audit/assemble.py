@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from privfed import __version__
 from privfed.audit import evidence as ev
 from privfed.audit.membership import LossThresholdMembership
+from privfed.federated.cohorts import abort_probability
 from privfed.federated.training import TrainingResult, digest
+from privfed.privacy.accounting import spent_by_round
 from privfed.privacy.ledger import verify_ledger
 from privfed.rundir import TRANSCRIPT, RunFolder
 from privfed.transcript import Observer
@@ -37,7 +39,6 @@ LIMITS = (
     "Masking keys are not authenticated: an active server can replace them and read every update.",
     "The server sees who takes part; sampling amplifies privacy only against those who do not.",
     "Choosing settings by looking at results costs privacy that this ε does not hold.",
-    "An aborted round is visible, and under Poisson sampling depends on the size of the cohort.",
 )
 
 
@@ -68,7 +69,7 @@ def assemble(m: Material) -> ev.Evidence:
         ledger=_ledger(m),
         membership=_membership(m.membership),
         unnoised=tuple(ev.UnnoisedQuantity(name=name, why=why) for name, why in UNNOISED),
-        limits=LIMITS,
+        limits=(*LIMITS, *_abort_limit(m)),
     )
 
 
@@ -244,6 +245,7 @@ def _points(result: TrainingResult) -> tuple[ev.AccuracyPoint, ...]:
 
 
 def _rounds(m: Material) -> list[ev.RoundEvidence]:
+    spent = _spent_by_round(m)
     return [
         ev.RoundEvidence(
             round=x.round,
@@ -254,12 +256,20 @@ def _rounds(m: Material) -> list[ev.RoundEvidence]:
             clipped_fraction=x.clipped_fraction,
             signal_to_noise=x.signal_to_noise,
             aborted=x.aborted,
-            epsilon_spent=None,
+            epsilon_spent=spent.get(x.round),
             seconds=x.seconds,
             upload_bytes=x.upload_bytes,
         )
         for x in (report.metrics for report in m.result.reports)
     ]
+
+
+def _spent_by_round(m: Material) -> dict[int, float]:
+    """Of one attempt; only where the ledger holds no more than that, so that the curve ends in the stated ε."""
+    e = m.experiment
+    if e.noise_multiplier is None or verify_ledger(m.folder.ledger).spent != e.settings.training.rounds:
+        return {}
+    return spent_by_round(e.noise_multiplier, e.sampling, e.settings.training.rounds, e.settings.privacy.delta)
 
 
 def _attack(exposure: Exposure) -> ev.AttackEvidence:
@@ -279,6 +289,11 @@ def _png(image: Any) -> str | None:
 def _secure_aggregation(m: Material) -> ev.SecureAggregation:
     masking = m.experiment.settings.secure_aggregation
     on = masking.mode != "off"
+    dropout = m.experiment.settings.cohort.dropout
+    stages = tuple(
+        ev.StageCost(stage=stage.replace("_", " "), upload_bytes=size, seconds=seconds)
+        for stage, (size, seconds) in m.result.stage_costs.items()
+    )
     conditions = (
         "the server follows the protocol (keys are not authenticated)",
         "fewer clients than the threshold collude",
@@ -287,11 +302,31 @@ def _secure_aggregation(m: Material) -> ev.SecureAggregation:
         mode=masking.mode,
         threshold=str(masking.threshold or "majority of each round's cohort") if on else None,
         ring_bits=masking.ring_bits if on else None,
-        stages=None,
+        stages=stages or None,
         aborted_rounds=sum(report.metrics.aborted is not None for report in m.result.reports),
-        abort_probability=None,
+        abort_probability=abort_probability(
+            m.experiment.population.clients, m.experiment.sampling, dropout, masking.threshold
+        )
+        if on
+        else None,
         assumptions=conditions if masking.mode == "protocol" else (),
     )
+
+
+def _abort_limit(m: Material) -> list[str]:
+    """Whether a round aborts depends on the cohort's size, which the mechanism does not noise."""
+    e = m.experiment
+    chance = _secure_aggregation(m).abort_probability
+    if not chance or e.guarantee is None or not math.isfinite(e.guarantee.epsilon):
+        return []
+    # Neighbours whose runs do not abort are indistinguishable up to (ε, δ); those that abort, with this probability
+    # at most (union bound over rounds), may tell them apart.
+    rounds = min(1.0, e.settings.training.rounds * chance)
+    added = min(1.0, (1 + math.exp(min(e.guarantee.epsilon, 700.0))) * rounds)
+    return [
+        f"An aborted round is visible and depends on the cohort, which δ = {e.guarantee.delta:g} leaves out: "
+        f"with it δ grows by at most {added:.2g} (chance of an abort in the run: {rounds:.2g})."
+    ]
 
 
 def _ledger(m: Material) -> ev.Ledger:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binom
 
 from privfed.federated.streams import Purpose, Streams
 from privfed.privacy.randomness import bernoulli, choice, uniform
@@ -46,3 +47,21 @@ def sample_cohort(number: int, clients: int, scheme: SamplingScheme, dropout: fl
         if draws[0, client] < dropout
     }
     return Cohort(cohort, dropouts)
+
+
+def abort_probability(clients: int, scheme: SamplingScheme, dropout: float, threshold: int | None) -> float:
+    """Chance of a round of secure aggregation to end below its threshold.
+
+    A client vanishes with probability ``dropout``, and the last stage needs the threshold: the configured one, and
+    never less than a majority of the cohort. An empty cohort does not abort.
+    """
+    sizes = np.arange(1, clients + 1)
+    if isinstance(scheme, PoissonSampling):
+        chances = binom.pmf(sizes, clients, scheme.rate)
+    elif isinstance(scheme, FixedSizeSampling):
+        chances = (sizes == scheme.size).astype(float)
+    else:
+        chances = (sizes == clients).astype(float)
+    needed = np.maximum(threshold or 2, np.maximum(2, sizes // 2 + 1))
+    too_few = binom.cdf(needed - 1, sizes, 1 - dropout)
+    return float(min(1.0, np.sum(chances * too_few)))

@@ -125,6 +125,14 @@ def compose(releases: Sequence[Release], delta: float) -> Guarantee:
     )
 
 
+def spent_by_round(
+    noise_multiplier: float, sampling: SamplingScheme, rounds: int, delta: float, points: int = 25
+) -> dict[int, float]:
+    """ε after some of ``rounds`` rounds: about ``points`` of them evenly spread, the last always among them."""
+    marks = sorted({math.ceil(rounds * (i + 1) / points) for i in range(points)}) if rounds else []
+    return {mark: account(noise_multiplier, sampling, mark, delta).epsilon for mark in marks}
+
+
 @lru_cache(maxsize=256)
 def _epsilons(releases: tuple[Release, ...], delta: float) -> tuple[tuple[float, str], tuple[float, str]]:
     """ε with the name of its accountant, twice: to report, and to check it by."""
