@@ -218,12 +218,12 @@ class DistributedParams:
 
 def centred(values: NDArray[Any], ring_bits: int) -> Integers:
     """The representatives from ``-2**(ring_bits-1)`` to ``2**(ring_bits-1) - 1`` of integers."""
-    signed = values.astype(np.int64)
     if ring_bits == 64:
-        return signed
-    half = np.int64(1) << np.int64(ring_bits - 1)
+        return values.astype(np.int64)
+    half = 2 ** (ring_bits - 1)
     # Adding may wrap around modulo 2⁶⁴, of which 2**ring_bits is a divisor.
-    result: Integers = ((signed + half) & ((half << np.int64(1)) - np.int64(1))) - half
+    shifted = (values.astype(np.uint64) + np.uint64(half)) & np.uint64(2 * half - 1)
+    result: Integers = shifted.astype(np.int64) - half
     return result
 
 
@@ -234,7 +234,7 @@ def _finest_share(noise: Noise, clip_per_share: float, padded: int, cohort_size:
     """
 
     def fits(steps: float) -> bool:
-        return _reach(noise, steps, clip_per_share, padded, cohort_size) < 2 ** (ring_bits - 1)
+        return _reach(noise, steps, clip_per_share, padded, cohort_size) < 2.0 ** (ring_bits - 1)
 
     low, high = 0, min(FINEST[noise], int(MAX_NORM / clip_per_share))
     while low < high:
@@ -256,12 +256,11 @@ def _reach(noise: Noise, steps: float, clip_per_share: float, padded: int, cohor
     variance = cohort_size * steps**2
     reaches = []
     for hard, spread in ((0.0, largest**2 / padded), (largest, 0.0)):
-        # The best t for a Gaussian; with little noise the tail is a Poisson's, whose best t is a logarithm.
-        t = math.sqrt(2 * nats / (spread + variance))
-        if noise == "skellam":
-            t = min(t, 1 + math.log1p(2 * nats / variance))
-        tail = variance * (math.cosh(t) - 1 if noise == "skellam" else t**2 / 2)
-        reaches.append(hard + (nats + spread * t**2 / 2 + tail) / t)
+        # The best t for a Gaussian, and smaller ones: with little noise the tail is more like a Poisson's.
+        t = math.sqrt(2 * nats / (spread + variance)) * np.geomspace(1, 1e-3, 61 if noise == "skellam" else 1)
+        with np.errstate(over="ignore"):
+            tail = variance * (np.cosh(t) - 1 if noise == "skellam" else np.square(t) / 2)
+        reaches.append(hard + float(((nats + spread * np.square(t) / 2 + tail) / t).min()))
     return min(reaches) + cohort_size + 1
 
 

@@ -35,6 +35,8 @@ ZERO_OUT = "zero out one client"
 ORDERS: tuple[int, ...] = (*range(2, 129), *(int(128 * 2 ** (i / 8)) for i in range(1, 41)))
 """Integers, since the bounds for Skellam noise and for hidden cohorts hold for these; up to 4096."""
 TAU_TERMS = 1000
+FIRST_STEP, GROWTH = 100, 1.1
+"""Where the search for a noise multiplier begins, in steps of ``RESOLUTION``, and how it goes on."""
 
 
 @dataclass(frozen=True)
@@ -233,9 +235,10 @@ def calibrate(
         release = DistributedRelease(params, survivors, colluders, population, rounds)
         return epsilon_of([release], delta, neighbouring) <= epsilon
 
-    high = round(1 / RESOLUTION)
+    # Upwards in small steps, since in a narrow ring a much larger noise multiplier may be refused again.
+    low, high = 0, FIRST_STEP
     while not reaches(high):
-        high *= 2
+        low, high = high, math.ceil(high * GROWTH)
         if high * RESOLUTION > LARGEST:
             raise PrivacyError(
                 f"no noise multiplier up to {LARGEST:g} reaches it ({refusal or 'all spend more'})",
@@ -243,7 +246,6 @@ def calibrate(
                 value=epsilon,
                 remedy="Ask for a larger ε, a larger δ or fewer rounds",
             )
-    low = 0
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if reaches(middle) else (middle, high)

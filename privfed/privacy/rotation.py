@@ -127,6 +127,6 @@ def _hadamard_matrix(bits: int, dtype: str) -> NDArray[Any]:
     matrix = np.ones((1, 1))
     for _ in range(bits):
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    matrix = (matrix / np.sqrt(1 << bits)).astype(dtype)
-    matrix.setflags(write=False)
-    return matrix
+    normalised: NDArray[Any] = (matrix / np.sqrt(1 << bits)).astype(dtype)
+    normalised.setflags(write=False)
+    return normalised

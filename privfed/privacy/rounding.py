@@ -85,8 +85,11 @@ def conditional_round(
     for _ in range(MAX_ATTEMPTS):
         rounded = lower + (uniform(source, len(vector)) < share)
         if _length(rounded) * (1 + MARGIN) <= bound:
-            return rounded.astype(np.int64)
-    return np.trunc(vector).astype(np.int64)
+            break
+    else:
+        rounded = np.trunc(vector)
+    integers: Integers = rounded.astype(np.int64)
+    return integers
 
 
 def _length(vector: NDArray[Any]) -> float:
