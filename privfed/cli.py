@@ -244,7 +244,7 @@ def main() -> None:
         if not _is_ours(error):
             raise
         print(f"privfed: {error}", file=sys.stderr)  # noqa: T201 - one line is all
-        sys.exit(2)
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 def _is_ours(error: Exception) -> bool:

@@ -102,6 +102,10 @@ class Training(Section):
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Count = 1
+    checkpoint_every: Count = 10
+    """Rounds from one checkpoint to the next; a killed run goes on from the last one."""
+    patience: Count | None = None
+    """Stop after so many evaluations without a lower held-out loss."""
 
 
 class Cohort(Section):
@@ -130,7 +134,9 @@ class Cohort(Section):
 class Privacy(Section):
     """``[privacy]``: client-level differential privacy."""
 
-    mechanism: Literal["none", "gaussian"] = "none"
+    mechanism: Literal["none", "gaussian", "adaptive", "local"] = "none"
+    """``gaussian``: central noise. ``adaptive``: the same, with a clip norm that follows a quantile of the norms.
+    ``local``: every client noises its own update."""
     unit: Literal["client"] = "client"
     clip_norm: Positive | None = None
     """L2 bound of each client's update."""
@@ -138,6 +144,12 @@ class Privacy(Section):
     """Target for the whole run; the noise multiplier is calibrated from it."""
     noise_multiplier: Positive | None = None
     """Standard deviation of the noise on the sum, over ``clip_norm``."""
+    max_epsilon: Positive | None = None
+    """Stop before the round whose ε would exceed it."""
+    quantile: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of ``adaptive``: share of updates that the clip norm leaves as they are."""
+    quantile_rate: Positive = 0.2
+    """Of ``adaptive``: how fast the clip norm moves."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     randomness: Literal["research", "secure"] = "research"
     """``research``: seeded, reproducible, not secret. ``secure``: the operating system's CSPRNG."""
@@ -145,7 +157,7 @@ class Privacy(Section):
     @model_validator(mode="after")
     def _fits(self) -> Privacy:
         if self.mechanism == "none":
-            for key in ("epsilon", "noise_multiplier"):
+            for key in ("epsilon", "noise_multiplier", "max_epsilon"):
                 if getattr(self, key) is not None:
                     raise ValueError(f'{key} needs a mechanism: set mechanism = "gaussian" or remove {key}')
             return self
@@ -245,6 +257,13 @@ class Settings(Section):
                     f"the cohort has {expected:g} clients",
                     "Leave at least one honest client",
                 )
+        if masking.mode != "off" and self.privacy.mechanism == "local":
+            raise _ContradictionError(
+                "secure_aggregation.mode",
+                masking.mode,
+                "local noise has no bound, so it can leave a ring of fixed width, and it needs no masks",
+                'Set mode = "off", or mechanism = "discrete_gaussian"',
+            )
         if self.training.weighted and self.privacy.mechanism != "none":
             raise _ContradictionError(
                 "training.weighted",

@@ -35,15 +35,15 @@ class Console:
             self._err.print(text, markup=False)
 
     @contextmanager
-    def progress(self, title: str, steps: int) -> Iterator[Advance]:
+    def progress(self, title: str, steps: int, done: int = 0) -> Iterator[Advance]:
         """A bar with the time to go on a terminal, about ``PLAIN_LINES`` lines elsewhere.
 
-        Yields a function to call after each step, with a few words on how it stands.
+        ``done`` of the ``steps`` are behind already. Yields a function to call after each step, with a few words on how it stands.
         """
         if self._quiet:
             yield lambda _: None
         elif not self._err.is_terminal:
-            yield self._plain(title, steps)
+            yield self._plain(title, steps, done)
         else:
             columns = (
                 TextColumn("{task.description}"),
@@ -53,12 +53,10 @@ class Console:
                 TextColumn("{task.fields[state]}"),
             )
             with Progress(*columns, console=self._err) as bar:
-                task = bar.add_task(title, total=steps, state="")
+                task = bar.add_task(title, total=steps, completed=done, state="")
                 yield lambda state: bar.update(task, advance=1, state=state)
 
-    def _plain(self, title: str, steps: int) -> Advance:
-        done = 0
-
+    def _plain(self, title: str, steps: int, done: int) -> Advance:
         def advance(state: str) -> None:
             nonlocal done
             done += 1

@@ -35,3 +35,15 @@ class OutputError(PrivFedError):
 
 def _shorten(text: str, limit: int = 120) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class Stopped(PrivFedError):  # noqa: N818 - nothing went wrong
+    """A training was asked to stop and did, with everything saved.
+
+    Attributes:
+        exit_code: As a shell expects it after the signal.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

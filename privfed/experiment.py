@@ -24,13 +24,13 @@ from privfed.federated.evaluation import Evaluator
 from privfed.federated.round import Round
 from privfed.federated.server_update import OPTIMIZERS, ServerOptimizer
 from privfed.federated.streams import Streams
-from privfed.federated.training import RoundReport, Spending, TrainingResult, train
+from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, train
 from privfed.models.build import build_model
 from privfed.models.functional import Model, Vector
-from privfed.privacy.accounting import Guarantee, account
-from privfed.privacy.calibration import noise_multiplier_for
+from privfed.privacy.accounting import Guarantee, by_observer, times
+from privfed.privacy.calibration import smallest_noise
 from privfed.privacy.ledger import Header, Ledger
-from privfed.privacy.mechanisms import MECHANISMS, Mechanism
+from privfed.privacy.mechanisms import AdaptiveClipping, CentralGaussian, LocalGaussian, Mechanism, NoMechanism
 from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling, SamplingScheme
 from privfed.secagg import ProtocolSum, RingSum
 from privfed.transcript import Plan
@@ -70,33 +70,68 @@ class Experiment:
     @cached_property
     def mechanism(self) -> Mechanism:
         """Clipping and noise."""
+        return self.mechanism_with(self.noise_multiplier)
+
+    def mechanism_with(self, noise_multiplier: float | None) -> Mechanism:
+        """The mechanism of the settings with so much noise."""
         privacy = self.settings.privacy
-        if self.noise_multiplier is None:
-            return MECHANISMS["none"](privacy.clip_norm)
-        return MECHANISMS[privacy.mechanism](
-            privacy.clip_norm, self.noise_multiplier, privacy.randomness == "secure"
-        )
+        if noise_multiplier is None:
+            return NoMechanism(privacy.clip_norm)
+        assert privacy.clip_norm is not None  # the settings were checked
+        secure = privacy.randomness == "secure"
+        if privacy.mechanism == "adaptive":
+            return AdaptiveClipping(
+                privacy.clip_norm,
+                noise_multiplier,
+                expected_cohort=self.expected_cohort,
+                quantile=privacy.quantile,
+                rate=privacy.quantile_rate,
+                secure=secure,
+            )
+        if privacy.mechanism == "local":
+            return LocalGaussian(privacy.clip_norm, noise_multiplier, secure)
+        return CentralGaussian(privacy.clip_norm, noise_multiplier, secure)
+
+    def guarantees_of(self, mechanism: Mechanism, rounds: int) -> dict[str, Guarantee]:
+        """By observer, what ``rounds`` rounds of ``mechanism`` spend when as many clients survive as expected."""
+        survivors = math.floor(self.expected_cohort * (1 - self.settings.cohort.dropout))
+        releases = mechanism.releases(self.sampling, survivors)
+        spent = times(releases, 1 if mechanism.whole_run else rounds)
+        return by_observer([spent], self.settings.privacy.delta) if releases else {}
 
     @cached_property
-    def guarantee(self) -> Guarantee | None:
-        """What the whole run spends against whoever sees noised models only; ``None`` without a mechanism."""
-        if self.noise_multiplier is None:
-            return None
-        rounds, delta = self.settings.training.rounds, self.settings.privacy.delta
-        return account(self.noise_multiplier, self.sampling, rounds, delta)
+    def guarantees(self) -> dict[str, Guarantee]:
+        """By observer, what the whole run is planned to spend; nothing without a mechanism."""
+        return self.guarantees_of(self.mechanism, self.rounds)
+
+    def worst_epsilon(self, noise_multiplier: float) -> float:
+        """The largest ε that the mechanism with so much noise promises any of the observers it protects."""
+        mechanism = self.mechanism_with(noise_multiplier)
+        return max(g.epsilon for g in self.guarantees_of(mechanism, self.settings.training.rounds).values())
+
+    @cached_property
+    def rounds(self) -> int:
+        """Rounds to train: those of the settings, or as many as ``privacy.max_epsilon`` allows."""
+        most, limit = self.settings.training.rounds, self.settings.privacy.max_epsilon
+        if limit is None or self.noise_multiplier is None:
+            return most
+        low, high = 0, most  # ε rises with the rounds: the largest count within the limit
+        while low < high:
+            middle = (low + high + 1) // 2
+            worst = max(g.epsilon for g in self.guarantees_of(self.mechanism, middle).values())
+            low, high = (middle, high) if worst <= limit else (low, middle - 1)
+        return low
 
     @cached_property
     def divisor(self) -> float | None:
         """The expected cohort under differential privacy; else the survivors' weight."""
-        if self.noise_multiplier is None:
-            return None
-        return (
-            self.population.clients * self.settings.cohort.rate if self.settings.cohort.rate else self._cohort_size
-        )
+        return None if self.noise_multiplier is None else self.expected_cohort
 
     @property
-    def _cohort_size(self) -> float:
-        return float(self.settings.cohort.size or self.population.clients)
+    def expected_cohort(self) -> float:
+        """Clients in a round: exactly, or on average under Poisson sampling."""
+        cohort, clients = self.settings.cohort, self.population.clients
+        return clients * cohort.rate if cohort.rate else float(cohort.size or clients)
 
     @cached_property
     def server(self) -> ServerOptimizer:
@@ -121,7 +156,7 @@ class Experiment:
             batch_size=training.batch_size,
             server_scale=self.server.linear_scale,
             clip_norm=privacy.clip_norm,
-            noise_stddev=self.mechanism.stddev,
+            noise_stddev=self.mechanism.stddev(self.mechanism.initialize(self.model.dimension)),
             divisor=self.divisor,
             mode=self.settings.secure_aggregation.mode,
             weighted=training.weighted,
@@ -158,8 +193,6 @@ class Experiment:
         protocol = masking.mode == "protocol"
         return RingAggregation(
             secure_sum=ProtocolSum if protocol else lambda _, threshold: RingSum(threshold),
-            # A weighted vector carries its weight, at most 1, as one more coordinate.
-            bound=math.hypot(privacy.clip_norm, 1.0) if self.settings.training.weighted else privacy.clip_norm,
             ring_bits=masking.ring_bits,
             threshold=masking.threshold,
             masked=protocol,
@@ -178,14 +211,19 @@ class Experiment:
             shares=sizes / sizes.max() if self.settings.training.weighted else None,
         )
 
-    def run(self, spending: Spending | None, observe: Callable[[RoundReport], None]) -> TrainingResult:
+    def run(
+        self,
+        spending: Spending | None,
+        observe: Callable[[RoundReport], None],
+        keeping: Keeping = Keeping(),  # noqa: B008 - frozen
+    ) -> TrainingResult:
         """Train."""
         data, settings = self.population, self.settings
         with self.client_work() as work:
             return train(
                 self.round(work),
                 initial_weights=self.initial_weights,
-                rounds=settings.training.rounds,
+                rounds=self.rounds,
                 plan=self.plan,
                 sample=lambda number: sample_cohort(
                     number, data.clients, self.sampling, settings.cohort.dropout, self.streams
@@ -195,6 +233,7 @@ class Experiment:
                 record_rounds=self.recorded_rounds,
                 spending=spending,
                 observe=observe,
+                keeping=keeping,
             )
 
     def unprotected(self) -> Experiment:
@@ -224,7 +263,7 @@ class Experiment:
         """Puts rounds on the ledger; nothing to put without a mechanism."""
         if self.noise_multiplier is None:
             return None
-        return LedgerSpending(ledger, self.sampling, self.noise_multiplier)
+        return LedgerSpending(ledger, self.mechanism, self.sampling)
 
 
 @dataclass(frozen=True)
@@ -232,16 +271,21 @@ class LedgerSpending:
     """``Spending`` of one mechanism under one sampling scheme, on a ledger."""
 
     ledger: Ledger
+    mechanism: Mechanism
     sampling: SamplingScheme
-    noise_multiplier: float
 
     def reserve(self, round_number: int) -> None:
-        """Before the noise is drawn."""
-        self.ledger.reserve(round_number, self.sampling, self.noise_multiplier)
+        """Before the noise is drawn: the worst that can come of it."""
+        releases = self.mechanism.releases(self.sampling)
+        self.ledger.reserve(round_number, releases, whole_run=self.mechanism.whole_run)
 
-    def commit(self, round_number: int, digest: str) -> None:
-        """Before the new weights are shown."""
-        self.ledger.commit(round_number, digest)
+    def commit(self, round_number: int, digest: str, survivors: int) -> None:
+        """Before the new weights are shown: with the noise of those who survived."""
+        reserved, realised = (
+            self.mechanism.releases(self.sampling),
+            self.mechanism.releases(self.sampling, survivors),
+        )
+        self.ledger.commit(round_number, digest, None if realised == reserved else realised)
 
     def abort(self, round_number: int, reason: str) -> None:
         """The round stays spent."""
@@ -272,7 +316,7 @@ def compose(settings: Settings) -> Experiment:
         return experiment
     noise = privacy.noise_multiplier
     if noise is None and privacy.epsilon is not None:
-        noise = noise_multiplier_for(privacy.epsilon, experiment.sampling, settings.training.rounds, privacy.delta)
+        noise = smallest_noise(experiment.worst_epsilon, privacy.epsilon, privacy.delta)
     return replace(experiment, noise_multiplier=noise)
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privfed.config import Settings, dump_toml, load_settings
 from privfed.errors import OutputError, SettingError
+from privfed.files import replacing, write_text
 
 SETTINGS, LEDGER, METRICS = "config.toml", "ledger.jsonl", "metrics.jsonl"
 BASELINE_METRICS, WEIGHTS, TRANSCRIPT = "metrics-baseline.jsonl", "weights.npy", "transcript.npz"
+CHECKPOINTS = "checkpoints"
 
 
 class RunFolder:
@@ -60,14 +60,19 @@ class RunFolder:
         """What was spent."""
         return self.path / LEDGER
 
-    def metrics(self, *, baseline: bool = False) -> MetricsFile:
-        """A new file of metrics, one JSON object a round."""
-        return MetricsFile(self.path / (BASELINE_METRICS if baseline else METRICS))
+    def metrics(self, *, baseline: bool = False, earlier: Sequence[Mapping[str, Any]] = ()) -> MetricsFile:
+        """The file of metrics, one JSON object a round, beginning with the ``earlier`` rounds of a resumed run."""
+        return MetricsFile(self.path / (BASELINE_METRICS if baseline else METRICS), earlier)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run stands."""
+        return self.path / CHECKPOINTS
 
     def save_weights(self, weights: NDArray[np.float32]) -> Path:
         """The released model, as a flat NumPy vector."""
         target = self.path / WEIGHTS
-        with _replacing(target) as file:
+        with replacing(target) as file:
             np.save(file, weights)
         return target
 
@@ -92,8 +97,9 @@ class RunFolder:
 class MetricsFile:
     """One JSON object a line, flushed a line at a time, so that a killed run keeps its rounds."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path, earlier: Sequence[Mapping[str, Any]] = ()) -> None:
+        write_text(path, "".join(_line(values) for values in earlier))
+        self._file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> MetricsFile:
         return self
@@ -103,29 +109,12 @@ class MetricsFile:
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line."""
-        self._file.write(json.dumps(values, allow_nan=False) + "\n")
+        self._file.write(_line(values))
         self._file.flush()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, even when the machine stops."""
-    with _replacing(path) as file:
-        file.write(text.encode())
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file beside ``path`` that takes its place when all went well."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o644)  # temporary files are private by default; a run's files are not
-    os.replace(file.name, path)
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, allow_nan=False) + "\n"
 
 
 def _differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from privfed.config import Settings
 from privfed.console import Advance, Console
-from privfed.errors import SettingError
+from privfed.errors import SettingError, Stopped
 from privfed.experiment import Experiment, compose
 from privfed.exposure import AS_CONFIGURED, NO_DEFENCE, Exposure, attack_all, own_updates, probe
-from privfed.federated.training import RoundReport, TrainingResult, digest
-from privfed.rundir import TRANSCRIPT, MetricsFile, RunFolder, write_text
+from privfed.federated.checkpoint import Checkpoints
+from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, digest
+from privfed.files import write_text
+from privfed.privacy.accounting import marks
+from privfed.privacy.ledger import verify_ledger
+from privfed.rundir import TRANSCRIPT, MetricsFile, RunFolder
 from privfed.transcript import Observer
 
 
@@ -22,12 +31,12 @@ def run_training(settings: Settings, out: Path, console: Console) -> dict[str, A
     folder = RunFolder(out, settings)
     experiment = prepare(settings, console)
     result = train_protected(experiment, folder, console)
-    final, guarantee = result.final_evaluation, experiment.guarantee
+    final = result.final_evaluation
     return {
-        "rounds": settings.training.rounds,
+        "rounds": len(result.reports),
         "train_accuracy": result.reports[-1].metrics.train_accuracy if result.reports else None,
         "test_accuracy": final.accuracy if final else None,
-        "guarantee": guarantee.as_json() if guarantee else None,
+        "guarantees": {observer: g.as_json() for observer, g in verify_ledger(folder.ledger).guarantees.items()},
         "weights_sha256": digest(result.weights),
         "seconds": result.seconds,
         "folder": str(out),
@@ -95,11 +104,28 @@ def prepare(settings: Settings, console: Console) -> Experiment:
 
 
 def train_protected(experiment: Experiment, folder: RunFolder | None, console: Console) -> TrainingResult:
-    """The training as configured, on the ledger, its files in ``folder``; in memory only without one."""
+    """The training as configured, on the ledger, its files in ``folder``; in memory only without one.
+
+    Raises:
+        Stopped: A signal asked for it; the same command goes on from there.
+    """
     if folder is None:
         return _train(experiment, None, None, "training", console)
-    with experiment.open_ledger(folder.ledger) as ledger, folder.metrics() as metrics:
-        result = _train(experiment, experiment.spending(ledger), metrics, "training", console)
+    with experiment.open_ledger(folder.ledger) as ledger, _stop_requests(console) as requests:
+        checkpoints = Checkpoints(folder.checkpoints, experiment.settings.fingerprint())
+        keeping = Keeping(
+            checkpoints,
+            experiment.settings.training.checkpoint_every,
+            stop=lambda: bool(requests),
+            patience=experiment.settings.training.patience,
+            warn=console.say,
+        )
+        result = _train(experiment, experiment.spending(ledger), folder, "training", console, keeping)
+        if result.unfinished:
+            raise Stopped(
+                f"stopped after round {len(result.reports)}; the same command goes on from there",
+                128 + requests[0],
+            )
         folder.save_weights(result.weights)
         result.transcript.save(folder.path / TRANSCRIPT)
         ledger.finish(digest(result.weights))
@@ -108,26 +134,77 @@ def train_protected(experiment: Experiment, folder: RunFolder | None, console: C
 
 def train_baseline(experiment: Experiment, folder: RunFolder, console: Console) -> TrainingResult:
     """The same training without protection."""
-    with folder.metrics(baseline=True) as metrics:
-        return _train(experiment.unprotected(), None, metrics, "training without protection", console)
+    return _train(experiment.unprotected(), None, folder, "training without protection", console, baseline=True)
 
 
 def _train(
-    experiment: Experiment, spending: Any, metrics: MetricsFile | None, title: str, console: Console
+    experiment: Experiment,
+    spending: Spending | None,
+    folder: RunFolder | None,
+    title: str,
+    console: Console,
+    keeping: Keeping = Keeping(),  # noqa: B008 - frozen
+    *,
+    baseline: bool = False,
 ) -> TrainingResult:
-    with console.progress(title, experiment.settings.training.rounds) as advance:
+    with ExitStack() as stack:
+        files: list[MetricsFile] = []
+        advances: list[Advance] = []
+        spent_at = set() if experiment.noise_multiplier is None else set(marks(experiment.rounds))
+
+        def resumed(reports: Sequence[RoundReport]) -> None:
+            if folder is not None:
+                earlier = [report.as_json() for report in reports]
+                files.append(stack.enter_context(folder.metrics(baseline=baseline, earlier=earlier)))
+            if reports:
+                console.say(f"going on after round {len(reports)}")
+            advances.append(stack.enter_context(console.progress(title, experiment.rounds, len(reports))))
 
         def observe(report: RoundReport) -> None:
-            if metrics is not None:
-                metrics.write(report.as_json())
-            _tell(report, advance)
+            for file in files:
+                file.write(report.as_json())
+            spent = None
+            if report.metrics.round in spent_at:
+                of_each = experiment.guarantees_of(experiment.mechanism, report.metrics.round)
+                spent = min(g.epsilon for g in of_each.values())
+            advances[0](_state(report, spent))
 
-        return experiment.run(spending, observe)
+        return experiment.run(spending, observe, replace(keeping, resumed=resumed))
 
 
-def _tell(report: RoundReport, advance: Advance) -> None:
-    held_out = f"test accuracy {report.evaluation.accuracy:.4f}" if report.evaluation else ""
-    advance(f"round aborted: {report.metrics.aborted}" if report.metrics.aborted else held_out)
+def _state(report: RoundReport, spent: float | None) -> str:
+    """How the training stands, in a few words."""
+    metrics = report.metrics
+    parts = [f"aborted: {metrics.aborted}"] if metrics.aborted else []
+    if metrics.train_loss is not None:
+        parts.append(f"loss {metrics.train_loss:.4f}")
+    if report.evaluation:
+        parts.append(f"test accuracy {report.evaluation.accuracy:.4f}")
+    if spent is not None:
+        parts.append(f"ε {spent:.3g}")
+    return ", ".join(parts)
+
+
+@contextmanager
+def _stop_requests(console: Console) -> Iterator[list[int]]:
+    """The signals that asked to stop so far: the first ends the round, a second interrupt ends everything."""
+    requests: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if requests and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        requests.append(number)
+        console.say("stopping after this round; interrupt again to stop at once")
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield requests
+        return
+    earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def _observers(name: str) -> list[Observer]:

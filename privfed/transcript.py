@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from privfed.files import replacing
+
 if TYPE_CHECKING:
     from privfed.models.functional import Model
 
@@ -229,7 +231,7 @@ class Transcript:
                 arrays[f"{i}/{name}"] = np.stack(rows) if rows else np.zeros((0, len(record.total)))
         meta = {"version": 1, "plan": asdict(self.plan), "rounds": self.rounds, "records": index}
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-        with path.open("wb") as file:
+        with replacing(path) as file:
             np.savez_compressed(file, **arrays)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from privfed.audit import evidence as ev
 from privfed.audit.membership import LossThresholdMembership
 from privfed.federated.cohorts import abort_probability
 from privfed.federated.training import TrainingResult, digest
-from privfed.privacy.accounting import spent_by_round
+from privfed.privacy.accounting import Guarantee, marks
 from privfed.privacy.ledger import verify_ledger
 from privfed.rundir import TRANSCRIPT, RunFolder
 from privfed.transcript import Observer
@@ -129,28 +130,37 @@ def _sees(m: Material, observer: Observer) -> str:
 
 
 def _observer(m: Material, observer: Observer) -> ev.ObserverEvidence:
-    e = m.experiment
-    protected = observer.value in e.mechanism.protects
-    stated = _terms(m)
-    why = "sees noised models only" if protected else "sees values from before the noise"
-    if e.guarantee is None:
-        why = "no mechanism adds noise"
-    values = {**stated, "why": why}
-    if not protected:
-        values |= {"epsilon": math.inf, "cross_check_epsilon": None, "cross_check_accountant": None}
-        values["accountant"] = "none: nothing is noised before this observer sees it"
+    guarantee = _guarantees(m).get(observer.value)
+    protected = guarantee is not None and guarantee.epsilon < math.inf
+    if guarantee is not None:
+        values = {**guarantee.as_json(), "why": "sees nothing that is not noised first"}
+    else:
+        noiseless = m.experiment.noise_multiplier is None
+        values = {
+            **_terms(m),
+            "epsilon": math.inf,
+            "accountant": "none: nothing is noised before this observer sees it",
+            "cross_check_epsilon": None,
+            "cross_check_accountant": None,
+            "why": "no mechanism adds noise" if noiseless else "sees values from before the noise",
+        }
     return ev.ObserverEvidence(
         observer=observer.value,
         sees=_sees(m, observer),
-        protected=protected and values["epsilon"] < math.inf,
+        protected=protected,
         guarantee=ev.Guarantee(**values),
         best_attack=_best(m, observer),
     )
 
 
+def _guarantees(m: Material) -> Mapping[str, Guarantee]:
+    """What the ledger proves, by observer."""
+    return verify_ledger(m.folder.ledger).guarantees
+
+
 def _terms(m: Material) -> dict[str, Any]:
-    """What the ledger proves was spent, or the terms without a claim."""
-    guarantee = verify_ledger(m.folder.ledger).guarantee
+    """What the ledger proves against whoever sees the released model, or the terms without a claim."""
+    guarantee = _guarantees(m).get("release")
     if guarantee is not None:
         return guarantee.as_json()
     e = m.experiment
@@ -164,7 +174,7 @@ def _terms(m: Material) -> dict[str, Any]:
         "cross_check_epsilon": None,
         "cross_check_accountant": None,
         "noise_multiplier": 0.0,
-        "rounds": e.settings.training.rounds,
+        "rounds": e.rounds,
     }
 
 
@@ -197,19 +207,25 @@ def _verdict(m: Material, observers: tuple[ev.ObserverEvidence, ...]) -> ev.Verd
     if not protected:
         text = "No observer is protected: no noise is added before anybody sees the models, so ε = ∞ for all."
         return ev.Verdict(level="exposed", text=text)
-    g = protected[0].guarantee
-    text = (
-        f"Against {' and '.join(o.observer for o in protected)}: ε = {g.epsilon:.3g} at δ = {g.delta:g}, "
-        f"{g.unit}-level, neighbours: {g.neighbouring}, sampling: {g.sampling}. Every server has ε = ∞: "
-        "the noise is added after it holds the sum. "
+    by_terms: dict[tuple[Any, ...], list[str]] = {}
+    for o in protected:
+        g = o.guarantee
+        by_terms.setdefault((g.epsilon, g.delta, g.unit, g.neighbouring, g.sampling), []).append(o.observer)
+    text = " ".join(
+        f"Against {' and '.join(names)}: ε = {epsilon:.3g} at δ = {delta:g}, {unit}-level, neighbours: "
+        f"{relation}, sampling: {sampling}."
+        for (epsilon, delta, unit, relation, sampling), names in by_terms.items()
     )
+    if open_to := [o.observer for o in observers if not o.protected]:
+        text += f" Against {' and '.join(open_to)}: ε = ∞, since values reach them before the noise."
     text += (
-        f"Images were reconstructed beyond a trivial guess by: {', '.join(leaking)}."
+        f" Images were reconstructed beyond a trivial guess by: {', '.join(leaking)}."
         if leaking
-        else "No attack tried on the run as configured beat a trivial guess by 1 dB."
+        else " No attack tried on the run as configured beat a trivial guess by 1 dB."
     )
     broken = {o.observer for o in protected} & set(leaking)
-    return ev.Verdict(level="exposed" if broken else "partly", text=text)
+    level = "exposed" if broken else "partly" if open_to else "protected"
+    return ev.Verdict(level=level, text=text)
 
 
 def _accuracy(m: Material) -> ev.Accuracy:
@@ -265,11 +281,13 @@ def _rounds(m: Material) -> list[ev.RoundEvidence]:
 
 
 def _spent_by_round(m: Material) -> dict[int, float]:
-    """Of one attempt; only where the ledger holds no more than that, so that the curve ends in the stated ε."""
+    """Against the release, at some rounds; only where the ledger holds no other releases than one attempt's."""
     e = m.experiment
-    if e.noise_multiplier is None or verify_ledger(m.folder.ledger).spent != e.settings.training.rounds:
+    if e.noise_multiplier is None or e.mechanism.whole_run:
         return {}
-    return spent_by_round(e.noise_multiplier, e.sampling, e.settings.training.rounds, e.settings.privacy.delta)
+    if verify_ledger(m.folder.ledger).spent != len(m.result.reports):
+        return {}
+    return {n: e.guarantees_of(e.mechanism, n)["release"].epsilon for n in marks(len(m.result.reports))}
 
 
 def _attack(exposure: Exposure) -> ev.AttackEvidence:
@@ -317,14 +335,15 @@ def _abort_limit(m: Material) -> list[str]:
     """Whether a round aborts depends on the cohort's size, which the mechanism does not noise."""
     e = m.experiment
     chance = _secure_aggregation(m).abort_probability
-    if not chance or e.guarantee is None or not math.isfinite(e.guarantee.epsilon):
+    promised = e.guarantees.get("release")
+    if not chance or promised is None or not math.isfinite(promised.epsilon):
         return []
-    # Neighbours whose runs do not abort are indistinguishable up to (ε, δ); those that abort, with this probability
-    # at most (union bound over rounds), may tell them apart.
+    # Neighbours whose runs do not abort are indistinguishable up to (ε, δ); runs that abort, at most so likely
+    # (union bound over rounds), may tell them apart.
     rounds = min(1.0, e.settings.training.rounds * chance)
-    added = min(1.0, (1 + math.exp(min(e.guarantee.epsilon, 700.0))) * rounds)
+    added = min(1.0, (1 + math.exp(min(promised.epsilon, 700.0))) * rounds)
     return [
-        f"An aborted round is visible and depends on the cohort, which δ = {e.guarantee.delta:g} leaves out: "
+        f"An aborted round is visible and depends on the cohort, which δ = {promised.delta:g} leaves out: "
         f"with it δ grows by at most {added:.2g} (chance of an abort in the run: {rounds:.2g})."
     ]
 
@@ -333,7 +352,7 @@ def _ledger(m: Material) -> ev.Ledger:
     found, terms = verify_ledger(m.folder.ledger), _terms(m)
     return ev.Ledger(
         **{key: terms[key] for key in ("epsilon", "delta", "unit", "neighbouring", "sampling")},
-        observers=tuple(sorted(m.experiment.mechanism.protects)),
+        observers=tuple(sorted(found.guarantees)),
         entries=found.entries,
         attempts=found.attempts,
         reserved=found.reserved,

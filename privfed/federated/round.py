@@ -11,9 +11,11 @@ A client whose update is not finite counts as dropped out and is reported.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,8 @@ from privfed.federated.client_work import ClientWork
 from privfed.federated.cohorts import Cohort
 from privfed.federated.server_update import ServerOptimizer, State
 from privfed.federated.streams import Purpose, Streams
-from privfed.privacy.mechanisms import Mechanism
+from privfed.privacy.mechanisms import Mechanism, Terms
+from privfed.privacy.mechanisms import State as MechanismState
 from privfed.secagg import RoundAborted, Stage
 from privfed.transcript import RoundRecord
 
@@ -65,14 +68,22 @@ class RoundMetrics:
 
 
 @dataclass(frozen=True, eq=False)
+class RoundState:
+    """What goes from round to round beside the model: arrays only, so that it can be checkpointed."""
+
+    server: State
+    mechanism: MechanismState
+
+
+@dataclass(frozen=True, eq=False)
 class RoundOutcome:
-    """The new model, the server's new state, the metrics, and what the transcript may keep.
+    """The new model and state, the metrics, and what the transcript may keep.
 
     ``stage_costs`` are bytes from clients to server and seconds, by stage of the aggregation.
     """
 
     weights: Vector
-    state: State
+    state: RoundState
     metrics: RoundMetrics
     record: RoundRecord
     stage_costs: Mapping[str, tuple[int, float]]
@@ -101,22 +112,36 @@ class Round:
     divisor: float | None
     shares: Real | None = None
 
+    def initialize(self, dimension: int) -> RoundState:
+        """The state before round 1."""
+        return RoundState(self.server.initialize(dimension), self.mechanism.initialize(dimension))
+
     def __call__(
-        self, number: int, weights: Vector, state: State, cohort: Cohort, release: Callable[[Vector], None]
+        self,
+        number: int,
+        weights: Vector,
+        state: RoundState,
+        cohort: Cohort,
+        release: Callable[[Vector, int], None],
     ) -> RoundOutcome:
         """Run round ``number`` from ``weights`` ``[d]``; nothing that a client does makes it raise.
 
-        ``release`` is called with the new weights before anybody sees them: it puts them on the ledger.
+        ``release`` is called with the new weights and the number of survivors before anybody sees them: it puts
+        them on the ledger.
         """
         started = time.perf_counter()
-        local = self._train_and_clip(number, weights, cohort)
-        aggregate, aborted = self._sum(number, local, cohort)
+        terms = Terms(number, len(cohort.clients))
+        local = self._train_and_clip(weights, state.mechanism, terms, cohort)
+        aggregate, aborted = self._sum(terms, local, cohort)
         new_weights, new_state = weights, state
         if aggregate is not None:
-            noised = self.mechanism.on_server(aggregate.total, self.streams.source(Purpose.NOISE, number))
+            noised, mechanism_state = self.mechanism.on_server(
+                state.mechanism, aggregate.total, terms, self.streams.source(Purpose.NOISE, number)
+            )
             update = self._mean(noised, len(weights), aggregate)
-            new_state, new_weights = self.server.step(state, weights, -update)
-            release(new_weights)
+            server_state, new_weights = self.server.step(state.server, weights, -update)
+            new_state = RoundState(server_state, mechanism_state)
+            release(new_weights, len(aggregate.survivors))
         metrics = RoundMetrics(
             round=number,
             train_loss=local.loss_sum / local.seen if local.seen else None,
@@ -126,36 +151,48 @@ class Round:
             non_finite=len(local.non_finite),
             clipped_fraction=local.clipped / len(local.norms) if local.norms else None,
             mean_norm=float(np.mean(local.norms)) if local.norms else None,
-            signal_to_noise=self._signal_to_noise(aggregate),
+            signal_to_noise=self._signal_to_noise(state.mechanism, aggregate, len(weights)),
             upload_bytes=sum(aggregate.bytes_per_stage.values()) if aggregate else 0,
             aborted=aborted,
             seconds=time.perf_counter() - started,
         )
-        record = self._record(number, weights, new_weights, cohort, aggregate)
+        record = self._record(terms, weights, new_weights, cohort, aggregate)
         return RoundOutcome(new_weights, new_state, metrics, record, _stage_costs(aggregate))
 
-    def _train_and_clip(self, number: int, weights: Vector, cohort: Cohort) -> _Local:
-        """Client half: local SGD, then the clip; weighted updates carry their weight as one more coordinate."""
-        local = _Local(len(weights) + (self.shares is not None))
-        slack = self.aggregation.slack(len(cohort.clients), local.length)
-        for chunk in self.work(weights, cohort.clients, self.streams.key(Purpose.SHUFFLE, number)):
+    def _train_and_clip(self, weights: Vector, state: MechanismState, terms: Terms, cohort: Cohort) -> _Local:
+        """Client half: local SGD, then the mechanism's; a weighted update carries its weight behind it."""
+        length = self.mechanism.length(len(weights)) + (self.shares is not None)
+        local = _Local(length, self._bound(state))
+        # Integers are not rounded again.
+        integral = self.mechanism.integral
+        slack = 0.0 if integral else self.aggregation.slack(terms.cohort, length, local.bound)
+        for chunk in self.work(weights, cohort.clients, self.streams.key(Purpose.SHUFFLE, terms.round)):
             local.loss_sum += float(np.nansum(chunk.loss_sum))
             local.correct += float(chunk.correct.sum())
             local.seen += float(chunk.seen.sum())
             for client, delta in zip(chunk.clients, chunk.deltas, strict=True):
                 if not np.isfinite(delta).all():
                     local.non_finite.append(client)
-                    local.vectors[client] = np.zeros(local.length)
+                    local.vectors[client] = np.zeros(length, np.int64 if integral else np.float64)
                     continue
-                clipped = self.mechanism.on_client(delta, slack)
-                local.norms.append(clipped.norm_before)
-                local.clipped += clipped.was_clipped
-                share = 1.0 if self.shares is None else float(self.shares[client])
-                vector = share * clipped.update.astype(np.float64)
-                local.vectors[client] = vector if self.shares is None else np.append(vector, share)
+                source = self.streams.source(Purpose.CLIENT_NOISE, terms.round, client)
+                sent = self.mechanism.on_client(state, delta, slack, terms, source)
+                local.norms.append(sent.norm_before)
+                local.clipped += sent.was_clipped
+                local.vectors[client] = sent.vector if self.shares is None else self._weigh(client, sent.vector)
         return local
 
-    def _sum(self, number: int, local: _Local, cohort: Cohort) -> tuple[Aggregate | None, str | None]:
+    def _bound(self, state: MechanismState) -> float | None:
+        bound = self.mechanism.bound(state)
+        # A weighted vector carries its weight, at most 1, as one more coordinate.
+        return bound if bound is None or self.shares is None else math.hypot(bound, 1.0)
+
+    def _weigh(self, client: int, vector: NDArray[np.float32]) -> Real:
+        assert self.shares is not None
+        share = float(self.shares[client])
+        return np.append(share * vector.astype(np.float64), share)
+
+    def _sum(self, terms: Terms, local: _Local, cohort: Cohort) -> tuple[Aggregate | None, str | None]:
         dropouts: dict[int, Stage | None] = {**cohort.dropouts, **dict.fromkeys(local.non_finite)}
         if not local.vectors and self.divisor is not None:
             # An empty Poisson cohort: the mechanism still adds its noise, or silence would tell who is missing.
@@ -164,10 +201,11 @@ class Round:
             return None, "no client was sampled"
         try:
             aggregate = self.aggregation.sum(
-                number,
+                terms.round,
                 local.vectors,
                 dropouts,
-                lambda client: self.streams.source(Purpose.ROUNDING, number, client),
+                lambda client: self.streams.source(Purpose.ROUNDING, terms.round, client),
+                local.bound,
             )
         except RoundAborted as error:
             return None, str(error)
@@ -182,28 +220,31 @@ class Round:
         mean: Vector = (noised / (self.divisor or len(aggregate.survivors))).astype(np.float32)
         return mean
 
-    def _signal_to_noise(self, aggregate: Aggregate | None) -> float | None:
-        if aggregate is None or not self.mechanism.stddev:
+    def _signal_to_noise(self, state: MechanismState, aggregate: Aggregate | None, dimension: int) -> float | None:
+        stddev = self.mechanism.stddev(state)
+        if aggregate is None or not stddev or self.mechanism.integral:
             return None
-        return float(np.linalg.norm(aggregate.total)) / (
-            self.mechanism.stddev * float(np.sqrt(len(aggregate.total)))
-        )
+        return float(np.linalg.norm(aggregate.total[:dimension])) / (stddev * math.sqrt(dimension))
 
     def _record(
-        self, number: int, weights: Vector, new_weights: Vector, cohort: Cohort, aggregate: Aggregate | None
+        self, terms: Terms, weights: Vector, new_weights: Vector, cohort: Cohort, aggregate: Aggregate | None
     ) -> RoundRecord:
         d = len(weights)
         received = aggregate.received if aggregate else {}
         shares = {c: 1.0 if self.shares is None else float(v[d]) for c, v in received.items()}
+
+        def seen(vector: Real) -> Real:
+            return self.mechanism.as_update(vector, d, terms)
+
         return RoundRecord(
-            round=number,
+            round=terms.round,
             weights=weights,
             new_weights=new_weights,
             cohort=cohort.clients,
-            updates={c: v[:d] for c, v in received.items()},
+            updates={c: seen(v) for c, v in received.items()},
             shares=shares,
-            uploads={c: v[:d] for c, v in aggregate.uploads.items()} if aggregate else {},
-            total=aggregate.total[:d] if aggregate else np.zeros(d),
+            uploads={c: seen(v) for c, v in aggregate.uploads.items()} if aggregate else {},
+            total=seen(aggregate.total) if aggregate else np.zeros(d),
         )
 
 
@@ -212,7 +253,8 @@ class _Local:
     """What the clients of one cohort made, and its statistics."""
 
     length: int
-    vectors: dict[int, Real] = field(default_factory=dict)
+    bound: float | None
+    vectors: dict[int, NDArray[Any]] = field(default_factory=dict)
     non_finite: list[int] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     clipped: int = 0

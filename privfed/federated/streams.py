@@ -16,6 +16,7 @@ class Purpose(IntEnum):
     SHUFFLE = 3
     ROUNDING = 4
     NOISE = 5
+    CLIENT_NOISE = 6
 
 
 _SIMULATION = frozenset({Purpose.DROPOUT, Purpose.SHUFFLE})

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
 
+from privfed.federated.checkpoint import Progress
 from privfed.federated.cohorts import Cohort
 from privfed.federated.evaluation import Evaluation, Evaluator
-from privfed.federated.round import Round, RoundMetrics, Vector
-from privfed.transcript import Plan, Transcript
+from privfed.federated.round import Round, RoundMetrics, RoundOutcome, Vector
+from privfed.transcript import Plan, RoundRecord, Transcript
 
 
 class Spending(Protocol):
@@ -23,8 +24,8 @@ class Spending(Protocol):
         """Before the noise is drawn: from here on the round counts as spent."""
         ...
 
-    def commit(self, round_number: int, digest: str) -> None:
-        """Before the new weights are shown."""
+    def commit(self, round_number: int, digest: str, survivors: int) -> None:
+        """Before the new weights are shown; ``survivors`` are the clients in the sum."""
         ...
 
     def abort(self, round_number: int, reason: str) -> None:
@@ -47,6 +48,14 @@ class RoundReport:
             held_out = {"test_accuracy": self.evaluation.accuracy, "test_loss": self.evaluation.loss}  # type: ignore[dict-item]  # None above
         return {**asdict(self.metrics), **held_out, "weights_sha256": self.weights_sha256}
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RoundReport:
+        """From what ``as_json`` gave."""
+        metrics = RoundMetrics(**{f.name: values[f.name] for f in fields(RoundMetrics)})
+        loss, accuracy = values["test_loss"], values["test_accuracy"]
+        evaluation = None if accuracy is None else Evaluation(loss, accuracy)
+        return cls(metrics, evaluation, values["weights_sha256"])
+
 
 @dataclass(eq=False)
 class TrainingResult:
@@ -58,11 +67,54 @@ class TrainingResult:
     stage_costs: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Bytes from clients to server and seconds, by stage of the aggregation, all rounds together."""
     seconds: float = 0.0
+    unfinished: bool = False
+    """Whether the training was asked to stop before its end."""
 
     @property
     def final_evaluation(self) -> Evaluation | None:
         """Of the released model."""
         return next((r.evaluation for r in reversed(self.reports) if r.evaluation is not None), None)
+
+
+class Keeper(Protocol):
+    """Keeps where a training stands."""
+
+    def newest(self, warn: Callable[[str], None]) -> Progress | None:
+        """Where it stood."""
+        ...
+
+    def load_records(self, rounds: list[int], warn: Callable[[str], None]) -> list[RoundRecord]:
+        """What the transcript held then."""
+        ...
+
+    def save_record(self, plan: Plan, record: RoundRecord) -> None:
+        """Keep a recorded round."""
+        ...
+
+    def save(self, progress: Progress) -> object:
+        """Keep where it stands."""
+        ...
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How a training is kept, watched and stopped.
+
+    Attributes:
+        keeper: Of checkpoints; ``None`` to keep nothing.
+        every: Rounds from one checkpoint to the next.
+        stop: Asked after each round; true ends the training there, with a checkpoint.
+        patience: Evaluations without a lower held-out loss after which the training ends; ``None`` for never.
+        resumed: Called once with the reports of the rounds that a checkpoint holds, before the first new round.
+        warn: Hears of checkpoints that cannot be used.
+    """
+
+    keeper: Keeper | None = None
+    every: int = 1
+    stop: Callable[[], bool] = lambda: False
+    patience: int | None = None
+    resumed: Callable[[Sequence[RoundReport]], None] = lambda reports: None
+    warn: Callable[[str], None] = lambda text: None
 
 
 def train(
@@ -77,8 +129,9 @@ def train(
     record_rounds: Collection[int],
     spending: Spending | None,
     observe: Callable[[RoundReport], None],
+    keeping: Keeping = Keeping(),
 ) -> TrainingResult:
-    """Run ``rounds`` rounds.
+    """Run ``rounds`` rounds, from the newest checkpoint where there is one.
 
     Args:
         one_round: The round.
@@ -91,32 +144,69 @@ def train(
         record_rounds: Rounds whose vectors the transcript keeps.
         spending: The ledger.
         observe: Called after each round.
+        keeping: Checkpoints, and when to stop early.
     """
     started = time.perf_counter()
-    weights, state = initial_weights, one_round.server.initialize(len(initial_weights))
-    result = TrainingResult(weights, Transcript(plan, initial_weights, weights))
-    for number in range(1, rounds + 1):
-        cohort = sample(number)
-        if spending is not None:
-            spending.reserve(number)
-        committed = (lambda w, n=number: spending.commit(n, digest(w))) if spending is not None else _ignore
-        outcome = one_round(number, weights, state, cohort, committed)
-        if spending is not None and outcome.metrics.aborted is not None:
-            spending.abort(number, outcome.metrics.aborted)
-        weights, state = outcome.weights, outcome.state
-        if number in record_rounds:
-            result.transcript.records.append(outcome.record)
-        evaluation = evaluator(weights) if number % evaluate_every == 0 or number == rounds else None
-        report = RoundReport(outcome.metrics, evaluation, digest(weights))
+    keeper = keeping.keeper
+    at = keeper.newest(keeping.warn) if keeper else None
+    if at is None:
+        at = Progress(0, initial_weights, one_round.initialize(len(initial_weights)))
+    records = keeper.load_records(at.recorded, keeping.warn) if keeper else []
+    result = TrainingResult(at.weights, Transcript(plan, initial_weights, at.weights, 0, records))
+    result.reports = [RoundReport.from_json(values) for values in at.reports]
+    result.stage_costs = dict(at.stage_costs)
+    keeping.resumed(result.reports)
+    while at.round < rounds and not _plateau(result.reports, keeping.patience):
+        number = at.round + 1
+        outcome = _spend_and_run(one_round, number, at, sample(number), spending)
+        last = number == rounds
+        evaluation = evaluator(outcome.weights) if number % evaluate_every == 0 or last else None
+        report = RoundReport(outcome.metrics, evaluation, digest(outcome.weights))
         result.reports.append(report)
         for stage, (size, seconds) in outcome.stage_costs.items():
             earlier = result.stage_costs.get(stage, (0, 0.0))
             result.stage_costs[stage] = (earlier[0] + size, earlier[1] + seconds)
+        at.round, at.weights, at.state = number, outcome.weights, outcome.state
+        if number in record_rounds:
+            result.transcript.records.append(outcome.record)
+            at.recorded.append(number)
+            if keeper:
+                keeper.save_record(plan, outcome.record)
+        stopping = keeping.stop() and not last
+        if keeper and (stopping or last or number % keeping.every == 0):
+            at.reports = [report.as_json() for report in result.reports]
+            at.stage_costs = result.stage_costs
+            keeper.save(at)
         observe(report)
-    result.weights = result.transcript.final_weights = weights
+        if stopping:
+            result.unfinished = True
+            break
+    result.weights = result.transcript.final_weights = at.weights
     result.transcript.rounds = sum(1 for report in result.reports if report.metrics.aborted is None)
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _spend_and_run(
+    one_round: Round, number: int, at: Progress, cohort: Cohort, spending: Spending | None
+) -> RoundOutcome:
+    """One round, reserved on the ledger before its noise is drawn, committed before its model is shown."""
+    if spending is None:
+        return one_round(number, at.weights, at.state, cohort, _ignore)
+    spending.reserve(number)
+    outcome = one_round(
+        number, at.weights, at.state, cohort, lambda w, survivors: spending.commit(number, digest(w), survivors)
+    )
+    if outcome.metrics.aborted is not None:
+        spending.abort(number, outcome.metrics.aborted)
+    return outcome
+
+
+def _plateau(reports: Sequence[RoundReport], patience: int | None) -> bool:
+    losses = [report.evaluation.loss for report in reports if report.evaluation is not None]
+    if patience is None or len(losses) <= patience:
+        return False
+    return not min(losses[-patience:]) < min(losses[:-patience])
 
 
 def digest(weights: Vector) -> str:
@@ -124,5 +214,5 @@ def digest(weights: Vector) -> str:
     return hashlib.sha256(np.ascontiguousarray(weights, "<f4").tobytes()).hexdigest()
 
 
-def _ignore(weights: Vector) -> None:
+def _ignore(weights: Vector, survivors: int) -> None:
     """Nothing is claimed, so nothing is recorded."""

@@ -6,15 +6,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from privfed.privacy.errors import PrivacyError
-from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling, SamplingScheme
+from privfed.privacy.sampling import (
+    FixedSizeSampling,
+    FullParticipation,
+    KnownCohorts,
+    PoissonSampling,
+    SamplingScheme,
+    SeparatedParticipation,
+)
 
 UNIT = "client"
 PLD_INTERVAL = 1e-3
@@ -29,7 +36,20 @@ class Release:
 
     sampling: SamplingScheme
     noise_multiplier: float
-    count: int
+    count: int = 1
+
+
+MODELS_ONLY = frozenset({"client", "release"})
+"""Observers that see models only, noised before they see them."""
+EVERYBODY = MODELS_ONLY | {"server", "server+colluders", "active server"}
+
+
+@dataclass(frozen=True)
+class ObservedRelease:
+    """A release, and the observers that see it and nothing less noised."""
+
+    observers: frozenset[str]
+    release: Release
 
 
 @dataclass(frozen=True)
@@ -64,14 +84,15 @@ class Guarantee:
         """Plain values."""
         return asdict(self)
 
-    def statement(self) -> str:
-        """One paragraph that leaves nothing out."""
-        noise = "" if self.noise_multiplier is None else f"noise multiplier {self.noise_multiplier:g}, "
+    def statement(self, observers: Collection[str] = MODELS_ONLY) -> str:
+        """One paragraph that leaves nothing out, for the ``observers`` that the guarantee holds against."""
+        noise = "" if self.noise_multiplier is None else f"noise multiplier {self.noise_multiplier:.5g}, "
+        rest = sorted(EVERYBODY - set(observers))
         return (
-            f"ε = {self.epsilon:.4g} at δ = {self.delta:g} for {self.unit}-level privacy against whoever sees "
-            f"noised models only (clients, release); neighbours: {self.neighbouring}; sampling: {self.sampling}; "
+            f"ε = {self.epsilon:.4g} at δ = {self.delta:g} for {self.unit}-level privacy against "
+            f"{', '.join(sorted(observers))}; neighbours: {self.neighbouring}; sampling: {self.sampling}; "
             f"{noise}{self.rounds} rounds; by {self.accountant} ({self.cross_check_accountant}: "
-            f"{self.cross_check_epsilon:.4g}). The server, which holds the sum before the noise: ε = ∞."
+            f"{self.cross_check_epsilon:.4g})." + (f" Against {', '.join(rest)}: ε = ∞." if rest else "")
         )
 
 
@@ -90,8 +111,8 @@ def account(noise_multiplier: float, sampling: SamplingScheme, rounds: int, delt
     return compose([Release(sampling, noise_multiplier, rounds)], delta)
 
 
-def compose(releases: Sequence[Release], delta: float) -> Guarantee:
-    """The guarantee of several kinds of releases together.
+def compose(releases: Sequence[Release], delta: float, unit: str = UNIT) -> Guarantee:
+    """The guarantee of several kinds of releases together, for the privacy of one ``unit``.
 
     Raises:
         PrivacyError: A parameter is out of range, or the releases have different neighbouring relations.
@@ -114,7 +135,7 @@ def compose(releases: Sequence[Release], delta: float) -> Guarantee:
     return Guarantee(
         first[0],
         delta,
-        UNIT,
+        unit,
         next(iter(relations), "add or remove one client"),
         " and ".join(dict.fromkeys(release.sampling.describe() for release in releases)) or "nothing released",
         first[1],
@@ -125,12 +146,42 @@ def compose(releases: Sequence[Release], delta: float) -> Guarantee:
     )
 
 
-def spent_by_round(
-    noise_multiplier: float, sampling: SamplingScheme, rounds: int, delta: float, points: int = 25
-) -> dict[int, float]:
-    """ε after some of ``rounds`` rounds: about ``points`` of them evenly spread, the last always among them."""
-    marks = sorted({math.ceil(rounds * (i + 1) / points) for i in range(points)}) if rounds else []
-    return {mark: account(noise_multiplier, sampling, mark, delta).epsilon for mark in marks}
+def by_observer(
+    spent: Sequence[Sequence[ObservedRelease]], delta: float, unit: str = UNIT
+) -> dict[str, Guarantee]:
+    """By observer, the guarantee of all releases together; who is not named by each of them has ε = ∞.
+
+    Args:
+        spent: One item a release, each with the noise that hides it from some observers.
+        delta: Of every guarantee.
+        unit: Whose data is protected as one.
+    """
+    named = [frozenset().union(*(seen.observers for seen in releases)) for releases in spent]
+    observers = frozenset.intersection(*named) if named else MODELS_ONLY
+    guarantees: dict[str, Guarantee] = {}
+    known: dict[tuple[Release, ...], Guarantee] = {}
+    for observer in sorted(observers):
+        counts: dict[Release, int] = {}
+        for releases in spent:
+            for seen in releases:
+                if observer in seen.observers:
+                    one = replace(seen.release, count=1)
+                    counts[one] = counts.get(one, 0) + seen.release.count
+        terms = tuple(replace(one, count=count) for one, count in counts.items())
+        if terms not in known:
+            known[terms] = compose(terms, delta, unit)
+        guarantees[observer] = known[terms]
+    return guarantees
+
+
+def times(releases: Sequence[ObservedRelease], count: int) -> list[ObservedRelease]:
+    """The same releases ``count`` times over."""
+    return [replace(seen, release=replace(seen.release, count=seen.release.count * count)) for seen in releases]
+
+
+def marks(rounds: int, points: int = 25) -> list[int]:
+    """About ``points`` of ``rounds`` rounds evenly spread, the last among them: where to say what ε is spent."""
+    return sorted({math.ceil(rounds * (i + 1) / points) for i in range(points)}) if rounds else []
 
 
 @lru_cache(maxsize=256)
@@ -183,7 +234,7 @@ def _event(release: Release) -> Any:
     if isinstance(release.sampling, PoissonSampling) and release.sampling.rate < 1:
         gaussian = dp.GaussianDpEvent(release.noise_multiplier)
         return dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(release.sampling.rate, gaussian), release.count)
-    if isinstance(release.sampling, PoissonSampling | FullParticipation):
+    if isinstance(release.sampling, PoissonSampling | FullParticipation | KnownCohorts | SeparatedParticipation):
         # T unsampled Gaussians are one Gaussian of T times the signal-to-noise ratio squared: exact, and fast.
         return dp.GaussianDpEvent(release.noise_multiplier / math.sqrt(release.count))
     raise PrivacyError("no event is known for this sampling scheme", value=release.sampling.describe())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from privfed.privacy.accounting import account
 from privfed.privacy.errors import PrivacyError
@@ -19,15 +20,29 @@ def noise_multiplier_for(epsilon: float, sampling: SamplingScheme, rounds: int, 
     Raises:
         PrivacyError: A parameter is out of range, or no noise reaches the target.
     """
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise PrivacyError("must be a positive number", where="epsilon", value=epsilon)
     if rounds < 1:
         raise PrivacyError("must be at least 1", where="rounds", value=rounds)
+    return smallest_noise(lambda z: account(z, sampling, rounds, delta).epsilon, epsilon, delta)
+
+
+def smallest_noise(epsilon_of: Callable[[float], float], epsilon: float, delta: float) -> float:
+    """The smallest noise multiplier (in steps of ``RESOLUTION``) with ``epsilon_of`` it at most ``epsilon``.
+
+    Args:
+        epsilon_of: The ε of a noise multiplier; falls as that rises.
+        epsilon: The target.
+        delta: For a first guess only.
+
+    Raises:
+        PrivacyError: The target is out of range, or no noise reaches it.
+    """
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise PrivacyError("must be a positive number", where="epsilon", value=epsilon)
     known: dict[int, float] = {}
 
     def excess(steps: int) -> float:
         if steps not in known:
-            spent = account(steps * RESOLUTION, sampling, rounds, delta).epsilon
+            spent = epsilon_of(steps * RESOLUTION)
             known[steps] = (
                 math.log(spent / epsilon) if 0 < spent < math.inf else math.copysign(99.0, spent - epsilon)
             )

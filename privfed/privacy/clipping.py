@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +27,22 @@ class Sensitivity:
 
 
 @dataclass(frozen=True, eq=False)
-class Clipped:
-    """A bounded update, and what it was before."""
+class Contribution:
+    """What one client hands to the aggregation.
 
-    update: NDArray[np.float32]
+    Attributes:
+        vector: The bounded update, ``[d]``; a mechanism may put coordinates of its own behind it, or turn it into
+            integers of a ring.
+        norm_before: L2 norm of the update before the clip.
+        was_clipped: Whether the clip shortened it.
+    """
+
+    vector: NDArray[Any]
     norm_before: float
     was_clipped: bool
 
 
-def clip_by_l2(update: NDArray[np.float32], norm: float) -> Clipped:
+def clip_by_l2(update: NDArray[np.float32], norm: float) -> Contribution:
     """Scale ``update`` ``[d]`` down to an L2 norm of at most ``norm`` (Abadi et al. 2016, Algorithm 1).
 
     The bound holds for the float32 result as measured in float64, not only before rounding.
@@ -49,14 +57,14 @@ def clip_by_l2(update: NDArray[np.float32], norm: float) -> Clipped:
     if not np.isfinite(length):
         raise NonFiniteUpdateError("the update is not finite")
     if length <= norm:
-        return Clipped(update, length, False)
+        return Contribution(update, length, False)
     exact = update.astype(np.float64)
     factor = norm / length
     clipped = (exact * factor).astype(np.float32)
     while l2_norm(clipped) > norm:  # rounding to float32 lengthened it
         factor *= 1 - 2.0**-24
         clipped = (exact * factor).astype(np.float32)
-    return Clipped(clipped, length, True)
+    return Contribution(clipped, length, True)
 
 
 def l2_norm(update: NDArray[np.float32]) -> float:

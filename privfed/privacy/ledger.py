@@ -10,6 +10,10 @@ one release seen twice, and count once. If they differ, the same noise hides two
 releases is the difference of the sums without any noise: each value after the first counts as a release with noise
 multiplier 0, and ε is infinite. In secure mode every attempt has keys of its own.
 
+A release names the observers whose ε it counts towards, each under the noise that hides it from them; who is not
+named has ε = ∞. A commit may name the noise that the survivors really added, in place of what was reserved. Noise
+that is correlated over rounds is one release of the whole run, under one key.
+
 A chain cannot show that whole lines are missing at its end. ``close`` names the released model, and the report
 names the chain's last hash, so that a cut ledger does not fit them any more.
 """
@@ -21,16 +25,16 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from privfed.privacy.accounting import Guarantee, Release, compose
+from privfed.privacy.accounting import Guarantee, ObservedRelease, Release, by_observer
 from privfed.privacy.errors import LedgerError, PrivacyError
-from privfed.privacy.sampling import SamplingScheme, scheme_from_json, scheme_to_json
+from privfed.privacy.sampling import scheme_from_json, scheme_to_json
 
-VERSION = 1
+VERSION = 2
 GENESIS = "0" * 64
 _START = '{"sequence": 0, "attempt": 1, "kind": "header", '
 FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -42,8 +46,8 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "delta": (int, float),
         "secure": bool,
     },
-    "reserve": {"round": int, "sampling": dict, "noise_multiplier": (int, float), "release": str},
-    "commit": {"round": int, "value_sha256": str},
+    "reserve": {"round": int, "releases": list, "release": str},
+    "commit": {"round": int, "value_sha256": str, "releases": (list, type(None))},
     "abort": {"round": int, "reason": str},
     "recovered": {"bytes_dropped": int},
     "close": {"value_sha256": str},
@@ -109,9 +113,10 @@ class Ledger:
             os.ftruncate(self._file, whole)
         self._head = entries[-1]["sha256"] if entries else GENESIS
         self._sequence = len(entries)
+        self._closed_with = entries[-1]["value_sha256"] if entries and entries[-1]["kind"] == "close" else None
         self.attempt = 1 + max((entry["attempt"] for entry in entries), default=0)
         self._secure = header.secure
-        self._noise = {e["release"]: _noise(e) for e in entries if e["kind"] == "reserve"}
+        self._noise = {e["release"]: _spelling(e["releases"]) for e in entries if e["kind"] == "reserve"}
         self._reserved: set[int] = set()
         if not entries:
             self._append("header", version=VERSION, **header.__dict__)
@@ -131,34 +136,45 @@ class Ledger:
         """Hash of the last entry."""
         return self._head
 
-    def reserve(self, round_number: int, sampling: SamplingScheme, noise_multiplier: float) -> None:
+    def reserve(self, round_number: int, releases: Sequence[ObservedRelease], *, whole_run: bool = False) -> None:
         """Count a round as spent; on disk when this returns.
+
+        Args:
+            round_number: From 1.
+            releases: What the round releases at worst, to whom.
+            whole_run: Whether all rounds together are one release, whose noise is correlated over them.
 
         Raises:
             LedgerError: Not written, or an earlier attempt reserved the same release with other noise.
         """
-        if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
-            raise LedgerError("must be 0 or more", where="noise_multiplier", value=noise_multiplier)
-        key = f"{self.attempt}/{round_number}" if self._secure else str(round_number)
-        values = {"sampling": scheme_to_json(sampling), "noise_multiplier": noise_multiplier}
+        for seen in releases:
+            z = seen.release.noise_multiplier
+            if not (math.isfinite(z) and z >= 0):
+                raise LedgerError("must be 0 or more", where="noise_multiplier", value=z)
+        name = "run" if whole_run else str(round_number)
+        key = f"{self.attempt}/{name}" if self._secure else name
+        rows = releases_to_json(releases)
         # Refused here and not only by `verify_ledger`, since a line once written cannot be taken back.
-        if self._noise.setdefault(key, _noise(values)) != _noise(values):
+        if self._noise.setdefault(key, _spelling(rows)) != _spelling(rows):
             raise LedgerError(
                 f"an earlier attempt reserved round {round_number} with other noise or sampling",
                 where=str(self._path),
                 remedy="Name another folder",
             )
-        self._append("reserve", round=round_number, **values, release=key)
+        self._append("reserve", round=round_number, releases=rows, release=key)
         self._reserved.add(round_number)
 
-    def commit(self, round_number: int, digest: str) -> None:
+    def commit(self, round_number: int, digest: str, releases: Sequence[ObservedRelease] | None = None) -> None:
         """Note the hash of what is about to be shown; on disk when this returns.
+
+        ``releases`` takes the place of what was reserved, now that it is known whose noise is in the sum.
 
         Raises:
             LedgerError: Not written, or this attempt has not reserved the round.
         """
         self._must_be_reserved(round_number)
-        self._append("commit", round=round_number, value_sha256=digest)
+        rows = None if releases is None else releases_to_json(releases)
+        self._append("commit", round=round_number, value_sha256=digest, releases=rows)
 
     def abort(self, round_number: int, reason: str) -> None:
         """Note that a round ended without a release; it stays spent.
@@ -170,8 +186,9 @@ class Ledger:
         self._append("abort", round=round_number, reason=reason)
 
     def finish(self, digest: str) -> None:
-        """Note that the training is done, and the hash of the released model."""
-        self._append("close", value_sha256=digest)
+        """Note that the training is done, and the hash of the released model; once, if nothing followed."""
+        if self._closed_with != digest:
+            self._append("close", value_sha256=digest)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -212,6 +229,7 @@ class Ledger:
             )
         self._broken = False
         self._head, self._sequence = entry["sha256"], self._sequence + 1
+        self._closed_with = entry["value_sha256"] if kind == "close" else None
 
 
 @dataclass(frozen=True)
@@ -226,7 +244,7 @@ class LedgerReport:
         committed: Rounds committed, all attempts together.
         aborted: Rounds that ended without a release.
         spent: Releases that count.
-        guarantee: Composition of what counts; ``None`` when no mechanism is claimed.
+        guarantees: By observer, the composition of what counts against it; ε = ∞ for who is not named.
         final_sha256: Hash of the released model; ``None`` while the run is not finished.
         head: Hash of the last entry.
         torn_bytes: Length of an entry cut off at the end by a kill in mid-write; it is no release.
@@ -239,10 +257,15 @@ class LedgerReport:
     committed: int
     aborted: int
     spent: int
-    guarantee: Guarantee | None
+    guarantees: Mapping[str, Guarantee]
     final_sha256: str | None
     head: str
     torn_bytes: int
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """Against whoever sees the released model only; ``None`` when no mechanism is claimed."""
+        return self.guarantees.get("release")
 
 
 def verify_ledger(path: Path) -> LedgerReport:
@@ -253,11 +276,11 @@ def verify_ledger(path: Path) -> LedgerReport:
     """
     entries, _, torn = _read(path)
     header = _header(entries[0], path) if entries else None
-    releases = _spent(entries, path)
-    guarantee = None
+    spent = _spent(entries, path)
+    guarantees: Mapping[str, Guarantee] = {}
     if header is not None and header.mechanism != "none":
         try:
-            guarantee = compose(releases, header.delta)
+            guarantees = by_observer(spent, header.delta, header.unit)
         except PrivacyError as error:
             raise LedgerError(f"holds what does not compose: {error}", where=str(path)) from None
     closes = [entry for entry in entries if entry["kind"] == "close"]
@@ -269,43 +292,85 @@ def verify_ledger(path: Path) -> LedgerReport:
         kinds.count("reserve"),
         kinds.count("commit"),
         kinds.count("abort"),
-        sum(release.count for release in releases),
-        guarantee,
+        len(spent),
+        guarantees,
         closes[-1]["value_sha256"] if closes and entries[-1] is closes[-1] else None,
         entries[-1]["sha256"] if entries else GENESIS,
         torn,
     )
 
 
-def _spent(entries: Iterable[Mapping[str, Any]], path: Path) -> list[Release]:
+def _spent(entries: Iterable[Mapping[str, Any]], path: Path) -> list[list[ObservedRelease]]:
     """What counts: each release key once with its noise, and once without for every further value under it."""
-    kinds: dict[str, tuple[str, float]] = {}
-    values: dict[str, set[str]] = {}
+    reserved: dict[str, list[Any]] = {}
+    realised: dict[str, list[Any]] = {}
+    values: dict[tuple[str, int], set[str]] = {}
     current: dict[int, str] = {}
     for entry in entries:
         if entry["kind"] == "reserve":
-            key = entry["release"]
-            kind = _noise(entry)
-            if kinds.setdefault(key, kind) != kind:
+            key, rows = entry["release"], entry["releases"]
+            if _spelling(reserved.setdefault(key, rows)) != _spelling(rows):
                 raise LedgerError(f"line {entry['sequence'] + 1} reserves {key} with other noise", where=str(path))
-            values.setdefault(key, set())
             current[entry["round"]] = key
         elif entry["kind"] == "commit":
-            if entry["round"] not in current:
+            key = current.get(entry["round"], "")
+            if not key:
                 raise LedgerError(f"line {entry['sequence'] + 1} commits what was not reserved", where=str(path))
-            values[current[entry["round"]]].add(entry["value_sha256"])
-    counts: dict[tuple[str, float], int] = {}
-    for key, kind in kinds.items():
-        counts[kind] = counts.get(kind, 0) + 1
-        if len(values[key]) > 1:  # one draw of noise, several values: see the module's docstring
-            bare = (kind[0], 0.0)
-            counts[bare] = counts.get(bare, 0) + len(values[key]) - 1
-    return [Release(scheme_from_json(json.loads(text)), z, count) for (text, z), count in counts.items()]
+            values.setdefault((key, entry["round"]), set()).add(entry["value_sha256"])
+            rows = entry["releases"]
+            if rows is not None and _spelling(realised.setdefault(key, rows)) != _spelling(rows):
+                raise LedgerError(f"line {entry['sequence'] + 1} commits {key} with other noise", where=str(path))
+    spent = [releases_from_json(realised.get(key, rows)) for key, rows in reserved.items()]
+    for (key, _), digests in values.items():
+        # One draw of noise, several values: see the module's docstring.
+        for _ in range(len(digests) - 1):
+            bare = releases_from_json(reserved[key])
+            spent.append([replace(seen, release=replace(seen.release, noise_multiplier=0.0)) for seen in bare])
+    return spent
 
 
-def _noise(entry: Mapping[str, Any]) -> tuple[str, float]:
-    """What the accountant is told of a reservation."""
-    return json.dumps(entry["sampling"], sort_keys=True), float(entry["noise_multiplier"])
+def releases_to_json(releases: Sequence[ObservedRelease]) -> list[dict[str, Any]]:
+    """Plain values."""
+    return [
+        {
+            "observers": sorted(seen.observers),
+            "sampling": scheme_to_json(seen.release.sampling),
+            "noise_multiplier": seen.release.noise_multiplier,
+        }
+        for seen in releases
+    ]
+
+
+def releases_from_json(rows: Sequence[Mapping[str, Any]]) -> list[ObservedRelease]:
+    """From plain values.
+
+    Raises:
+        PrivacyError: A row is none that ``releases_to_json`` writes.
+    """
+    found = []
+    for row in rows:
+        try:
+            observers, z, scheme = row["observers"], row["noise_multiplier"], row["sampling"]
+            fits = (
+                isinstance(observers, list)
+                and observers
+                and all(isinstance(o, str) for o in observers)
+                and isinstance(z, int | float)
+                and not isinstance(z, bool)
+                and math.isfinite(z)
+                and z >= 0
+                and len(row) == 3
+            )
+        except (TypeError, KeyError):
+            fits = False
+        if not fits or not isinstance(scheme, Mapping):
+            raise PrivacyError("not a release", value=row)
+        found.append(ObservedRelease(frozenset(observers), Release(scheme_from_json(scheme), float(z), 1)))
+    return found
+
+
+def _spelling(rows: Sequence[Any]) -> str:
+    return json.dumps(rows, sort_keys=True)
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int, int]:
@@ -350,17 +415,17 @@ def _parse(line: bytes, number: int, path: Path) -> dict[str, Any]:
 def _check_fields(entry: Mapping[str, Any], number: int, path: Path) -> None:
     """A chain says that nothing was changed after writing, not that this program wrote it."""
     fields = {"attempt": int, **FIELDS[entry["kind"]]}
+    if surplus := entry.keys() - fields.keys() - {"sequence", "kind", "previous", "sha256"}:
+        raise LedgerError(f"line {number} has an unknown {min(surplus)!r}", where=str(path))
     for name, kind in fields.items():
         value = entry.get(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise LedgerError(f"line {number} has no valid {name!r}", where=str(path), value=value)
-    if entry["kind"] == "reserve":
+    if entry.get("releases") is not None:
         try:
-            scheme_from_json(entry["sampling"])
+            releases_from_json(entry["releases"])
         except PrivacyError as error:
-            raise LedgerError(f"line {number} names no sampling scheme: {error}", where=str(path)) from None
-        if not (math.isfinite(entry["noise_multiplier"]) and entry["noise_multiplier"] >= 0):
-            raise LedgerError(f"line {number} has no valid 'noise_multiplier'", where=str(path))
+            raise LedgerError(f"line {number} has no valid 'releases': {error}", where=str(path)) from None
 
 
 def _header(entry: Mapping[str, Any], path: Path) -> Header:

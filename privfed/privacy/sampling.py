@@ -13,6 +13,7 @@ from privfed.privacy.errors import PrivacyError
 
 ADD_REMOVE = "add or remove one client"
 REPLACE = "replace one client"
+ZERO_OUT = "replace one client's update by zero"
 
 
 class SamplingScheme(Protocol):
@@ -92,6 +93,51 @@ class FullParticipation:
         return "none: every client in every round"
 
 
+@dataclass(frozen=True)
+class KnownCohorts:
+    """No amplification is claimed: the observer counts as knowing every cohort, and the client as in all of them.
+
+    The neighbouring run has the same cohorts, in which the client sends zero (and what noise it adds).
+    """
+
+    name: str = "known"
+
+    @property
+    def neighbouring(self) -> str:
+        """The client's update becomes zero."""
+        return ZERO_OUT
+
+    def describe(self) -> str:
+        """In the words of a report."""
+        return "no amplification claimed, a client of every round"
+
+
+@dataclass(frozen=True)
+class SeparatedParticipation:
+    """Every client takes part at most ``participations`` times, ``separation`` or more rounds apart.
+
+    Nothing is random: the (k, b)-participation of Choquette-Choo et al. (2023) that correlated noise is made for.
+    """
+
+    participations: int
+    separation: int
+    name: str = "separated"
+
+    def __post_init__(self) -> None:
+        for key in ("participations", "separation"):
+            if getattr(self, key) < 1:
+                raise PrivacyError("must be at least 1", where=key, value=getattr(self, key))
+
+    @property
+    def neighbouring(self) -> str:
+        """The client's updates become zero."""
+        return ZERO_OUT
+
+    def describe(self) -> str:
+        """In the words of a report."""
+        return f"none: each client in at most {self.participations} rounds, {self.separation} or more apart"
+
+
 def scheme_to_json(scheme: SamplingScheme) -> dict[str, Any]:
     """For the ledger."""
     return asdict(scheme)  # type: ignore[call-overload,no-any-return]  # every scheme is a dataclass
@@ -107,6 +153,8 @@ def scheme_from_json(values: Mapping[str, Any]) -> SamplingScheme:
         "poisson": PoissonSampling,
         "fixed": FixedSizeSampling,
         "all": FullParticipation,
+        "known": KnownCohorts,
+        "separated": SeparatedParticipation,
     }
     kind = schemes.get(str(values.get("name")))
     try:

@@ -75,6 +75,6 @@ def test_research_draws_repeat_and_secure_ones_do_not() -> None:
 
 def test_secure_streams_come_from_the_system_where_privacy_rests_on_them() -> None:
     secure = {p for p in Purpose if isinstance(STREAMS[1].source(p, 1), SystemSource)}
-    assert secure == {Purpose.COHORT, Purpose.ROUNDING, Purpose.NOISE}
+    assert secure == {Purpose.COHORT, Purpose.ROUNDING, Purpose.NOISE, Purpose.CLIENT_NOISE}
     keys = {STREAMS[0].key(p, r, c) for p in Purpose for r in range(3) for c in (None, 0, 1)}
     assert len(keys) == len(Purpose) * 9

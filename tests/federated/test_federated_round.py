@@ -41,11 +41,11 @@ class FixedWork:
             yield ClientUpdates(part, self.deltas[list(part)], np.full(n, 2), 3 * ones, ones, 2 * ones)
 
 
-def aggregation(mode: str, bound: float = CLIP, bits: int = 32) -> Aggregation:
+def aggregation(mode: str, bits: int = 32) -> Aggregation:
     if mode == "off":
         return PlainAggregation()
     secure_sum = ProtocolSum if mode == "protocol" else lambda number, threshold: RingSum(threshold)
-    return RingAggregation(secure_sum, bound, bits, None, mode == "protocol")
+    return RingAggregation(secure_sum, bits, None, mode == "protocol")
 
 
 def run(
@@ -59,18 +59,17 @@ def run(
     bits: int = 32,
     released: list[Any] | None = None,
 ) -> RoundOutcome:
-    bound = CLIP if shares is None else math.hypot(CLIP, 1)
     one = Round(
         FixedWork(deltas),
         mechanism or NoMechanism(CLIP),
-        aggregation(mode, bound, bits),
+        aggregation(mode, bits),
         sgd(1.0),
         Streams(7, secure=False),
         divisor,
         shares,
     )
     sink = released if released is not None else []
-    return one(3, WEIGHTS, (), cohort or Cohort(CLIENTS, {}), sink.append)
+    return one(3, WEIGHTS, one.initialize(D), cohort or Cohort(CLIENTS, {}), lambda w, _: sink.append(w))
 
 
 def clipped(deltas: np.ndarray = DELTAS) -> np.ndarray:
@@ -143,7 +142,8 @@ def test_secure_mode_runs_in_every_mode_and_never_repeats() -> None:
             Streams(7, secure=True),
             8.0,
         )
-        first, second = (one(1, WEIGHTS, (), Cohort(CLIENTS, {}), lambda w: None).weights for _ in range(2))
+        state, cohort = one.initialize(D), Cohort(CLIENTS, {})
+        first, second = (one(1, WEIGHTS, state, cohort, lambda w, _: None).weights for _ in range(2))
         np.testing.assert_allclose(first, WEIGHTS + clipped().mean(0), atol=5e-3)
         assert not np.array_equal(first, second)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mechanism_calls import central, on_server
 
 from privfed.privacy import ledger as ledger_module
 from privfed.privacy.accounting import account
@@ -21,6 +22,7 @@ from privfed.privacy.randomness import SeededSource, SystemSource
 from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling, SamplingScheme
 
 SCHEME = PoissonSampling(0.1)
+ROW = {"observers": ["release"], "sampling": {"name": "poisson", "rate": 0.1}, "noise_multiplier": 1.0}
 RESEARCH = Header("settings", "gaussian", "client", 1e-5, secure=False)
 
 
@@ -32,12 +34,12 @@ def path(tmp_path: Path) -> Path:
 def test_one_draw_of_noise_does_not_hide_two_sums(path: Path) -> None:
     # Why the ledger may not let the values of one release key compose as if their noise were independent:
     mechanism, sums = CentralGaussian(1.0, 1.0), (np.zeros(4), np.array([0.9, 0, 0, 0]))
-    first, second = (mechanism.on_server(total, SeededSource(7, 5, 1)) for total in sums)
+    first, second = (on_server(mechanism, total, SeededSource(7, 5, 1)) for total in sums)
     np.testing.assert_allclose(second - first, sums[1] - sums[0], atol=1e-12)
 
     for outcome in ("one", "two"):
         with Ledger(path, RESEARCH) as ledger:
-            ledger.reserve(1, SCHEME, 1.0)
+            ledger.reserve(1, central(1.0))
             ledger.commit(1, outcome)
     guarantee = verify_ledger(path).guarantee
     assert guarantee is not None
@@ -75,7 +77,7 @@ def test_nothing_follows_an_entry_that_may_not_be_on_disk(
     path: Path, monkeypatch: pytest.MonkeyPatch, call: str, fault: Callable[..., int]
 ) -> None:
     with Ledger(path, RESEARCH) as ledger:
-        ledger.reserve(1, SCHEME, 1.0)
+        ledger.reserve(1, central(1.0))
         with monkeypatch.context() as patched:
             patched.setattr(os, call, fault)
             with pytest.raises(LedgerError, match="written"):
@@ -83,13 +85,13 @@ def test_nothing_follows_an_entry_that_may_not_be_on_disk(
         with pytest.raises(LedgerError, match="takes no more entries"):
             ledger.abort(1, "disk full")
     with Ledger(path, RESEARCH) as ledger:  # what is on disk still is a ledger
-        ledger.reserve(1, SCHEME, 1.0)
+        ledger.reserve(1, central(1.0))
     assert verify_ledger(path).spent == 1
 
 
 def test_a_refused_ledger_stays_as_it_was(path: Path) -> None:
     with Ledger(path, RESEARCH) as ledger:
-        ledger.reserve(1, SCHEME, 1.0)
+        ledger.reserve(1, central(1.0))
     with path.open("ab") as file:
         file.write(b'{"seq')
     before = path.read_bytes()
@@ -114,25 +116,28 @@ def test_what_would_not_verify_is_not_written(path: Path) -> None:
                 act()
         for noise_multiplier in (-1.0, math.nan, math.inf):
             with pytest.raises(LedgerError, match="noise_multiplier"):
-                ledger.reserve(1, SCHEME, noise_multiplier)
-        ledger.reserve(1, SCHEME, 1.0)
+                ledger.reserve(1, central(noise_multiplier))
+        ledger.reserve(1, central(1.0))
     with Ledger(path, RESEARCH) as ledger, pytest.raises(LedgerError, match="other noise"):
-        ledger.reserve(1, SCHEME, 2.0)
+        ledger.reserve(1, central(2.0))
     assert verify_ledger(path).spent == 1
 
 
 @pytest.mark.parametrize(
     ("number", "field", "value"),
     [(1, "delta", None), (1, "delta", 7.0), (1, "secure", 0), (2, "attempt", "x"), (2, "release", None)]
-    + [(2, "sampling", value) for value in ("poisson", {}, {"name": "poisson", "rate": 7})]
-    + [(2, "noise_multiplier", value) for value in (-1.0, True, "1")]
+    + [(2, "releases", value) for value in (None, [{}], ["x"], {})]
+    + [(2, "releases", [{**ROW, "sampling": value}]) for value in ("poisson", {}, {"name": "poisson", "rate": 7})]
+    + [(2, "releases", [{**ROW, "noise_multiplier": value}]) for value in (-1.0, True, "1")]
+    + [(2, "releases", [{**ROW, "observers": value}]) for value in ([], "release", [1])]
+    + [(2, "surplus", 1)]
     + [(3, "value_sha256", 3)],
 )
 def test_an_unbroken_chain_of_senseless_entries_is_refused(
     path: Path, number: int, field: str, value: Any
 ) -> None:
     with Ledger(path, RESEARCH) as ledger:
-        ledger.reserve(1, SCHEME, 1.0)
+        ledger.reserve(1, central(1.0))
         ledger.commit(1, "model")
     lines, previous = [], GENESIS
     for position, line in enumerate(path.read_text().splitlines(), start=1):
@@ -150,7 +155,7 @@ def test_an_unbroken_chain_of_senseless_entries_is_refused(
 def test_secure_mode_takes_no_seed_and_no_sum_beyond_its_grid() -> None:
     mechanism = CentralGaussian(1.0, 1.0, secure=True)
     with pytest.raises(PrivacyError, match="seed"):
-        mechanism.on_server(np.zeros(2), SeededSource(1))
+        on_server(mechanism, np.zeros(2), SeededSource(1))
     for total in (1e15, -1e300):
         with pytest.raises(PrivacyError, match="grid cannot hold"):
-            mechanism.on_server(np.array([total, 0.0]), SystemSource())
+            on_server(mechanism, np.array([total, 0.0]), SystemSource())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mechanism_calls import central
 
 from privfed.privacy.accounting import account
 from privfed.privacy.errors import LedgerError
@@ -23,7 +24,7 @@ SECURE = Header("settings", "gaussian", "client", 1e-5, secure=True)
 def write_rounds(path: Path, header: Header, rounds: int, *, model: str = "model", finish: bool = True) -> None:
     with Ledger(path, header) as ledger:
         for number in range(1, rounds + 1):
-            ledger.reserve(number, SCHEME, 1.0)
+            ledger.reserve(number, central(1.0))
             ledger.commit(number, f"{model} {number}")
         if finish:
             ledger.finish(f"{model} {rounds}")
@@ -57,9 +58,9 @@ def test_a_replay_with_another_outcome_counts_again(tmp_path: Path) -> None:
 def test_reserved_and_aborted_rounds_count_as_spent(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     with Ledger(path, RESEARCH) as ledger:
-        ledger.reserve(1, SCHEME, 1.0)
+        ledger.reserve(1, central(1.0))
         ledger.abort(1, "too few")
-        ledger.reserve(2, SCHEME, 1.0)
+        ledger.reserve(2, central(1.0))
     report = verify_ledger(path)
     assert (report.spent, report.committed, report.aborted, report.final_sha256) == (2, 0, 1, None)
 
@@ -70,7 +71,7 @@ def test_every_entry_is_on_disk_when_the_call_returns(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), original(fd)))
     path = tmp_path / "ledger.jsonl"
     with Ledger(path, RESEARCH) as ledger:
-        ledger.reserve(1, SCHEME, 1.0)
+        ledger.reserve(1, central(1.0))
         assert synced[-1] == path.stat().st_size
         ledger.commit(1, "x")
         assert synced[-1] == path.stat().st_size

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mechanism_calls import on_client, on_server
 from scipy.stats import chi2, kstest, norm
 
 from privfed.privacy.clipping import clip_by_l2, l2_norm
@@ -76,11 +77,11 @@ def test_central_gaussian_adds_the_noise_it_claims(secure: bool, claimed_over_tr
     mechanism = CentralGaussian(clip_norm=0.3, noise_multiplier=1.7, secure=secure)
     total = np.random.default_rng(0).normal(size=SIZE)
     source = SystemSource() if secure else SeededSource(5)
-    noise = mechanism.on_server(total, source) - total
+    noise = on_server(mechanism, total, source) - total
     p = kstest(noise / (claimed_over_true * 0.51), norm.cdf).pvalue
     assert (p > FALSE_ALARM) == (claimed_over_true == 1)
     if secure:
-        noised = mechanism.on_server(total, source)
+        noised = on_server(mechanism, total, source)
         np.testing.assert_array_equal(noised, np.rint(noised / mechanism.grid) * mechanism.grid)
 
 
@@ -89,34 +90,36 @@ def test_secure_mode_keeps_the_sensitivity_after_rounding_to_the_grid() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         others, mine = rng.normal(size=400), rng.normal(size=400).astype(np.float32)
-        update = mechanism.on_client(mine, 0.0).update.astype(np.float64)
+        update = on_client(mechanism, mine, 0.0).vector.astype(np.float64)
         difference = np.rint((others + update) / mechanism.grid) - np.rint(others / mechanism.grid)
         assert np.linalg.norm(difference) * mechanism.grid <= mechanism.clip_norm
 
 
 def test_floating_point_noise_is_refused_from_the_secure_source() -> None:
     with pytest.raises(PrivacyError, match="floating-point"):
-        CentralGaussian(1.0, 1.0).on_server(np.zeros(3), SystemSource())
+        on_server(CentralGaussian(1.0, 1.0), np.zeros(3), SystemSource())
 
 
 def test_mechanisms_protect_whom_they_say() -> None:
     mechanism = CentralGaussian(1.0, 2.0)
-    assert mechanism.protects == {"client", "release"}
+    (seen,) = mechanism.releases(PoissonSampling(0.1))
+    assert seen.observers == {"client", "release"}
+    assert seen.release.noise_multiplier == 2.0
     assert mechanism.sensitivity(PoissonSampling(0.1)).norm == 1.0
     assert mechanism.sensitivity(FixedSizeSampling(1, 3)).norm == 2.0
-    assert not NoMechanism().protects
-    assert NoMechanism().on_client(np.full(3, 9, np.float32), 0.0).update[0] == 9
-    np.testing.assert_array_equal(NoMechanism(1.0).on_server(np.arange(3.0), SystemSource()), np.arange(3.0))
+    assert not NoMechanism().releases(PoissonSampling(0.1))
+    assert on_client(NoMechanism(), np.full(3, 9, np.float32), 0.0).vector[0] == 9
+    np.testing.assert_array_equal(on_server(NoMechanism(1.0), np.arange(3.0), SystemSource()), np.arange(3.0))
 
 
 def test_noise_that_rounding_would_drown_is_refused() -> None:
     with pytest.raises(PrivacyError, match="ring_bits = 64"):
-        NoMechanism(1.0).on_client(np.ones(3, np.float32), 0.6)
+        on_client(NoMechanism(1.0), np.ones(3, np.float32), 0.6)
     for values in ((0.0, 1.0), (1.0, 0.0), (math.inf, 1.0), (1.0, math.nan)):
         with pytest.raises(PrivacyError, match="positive"):
             CentralGaussian(*values)
     with pytest.raises(PrivacyError, match="not finite"):
-        CentralGaussian(1.0, 1.0).on_server(np.array([np.nan]), SeededSource(1))
+        on_server(CentralGaussian(1.0, 1.0), np.array([np.nan]), SeededSource(1))
 
 
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
@@ -127,12 +130,12 @@ finite = st.floats(-(2.0**100), 2.0**100, width=32)
 def test_clipping_bounds_the_float32_result_and_keeps_the_direction(values: list[float], norm_: float) -> None:
     update = np.array(values, np.float32)
     clipped = clip_by_l2(update, norm_)
-    assert l2_norm(clipped.update) <= norm_
+    assert l2_norm(clipped.vector) <= norm_
     assert clipped.was_clipped == (l2_norm(update) > norm_)
     if not clipped.was_clipped:
-        np.testing.assert_array_equal(clipped.update, update)
+        np.testing.assert_array_equal(clipped.vector, update)
     else:
-        cosine = np.dot(update.astype(float), clipped.update) / l2_norm(update)
+        cosine = np.dot(update.astype(float), clipped.vector) / l2_norm(update)
         assert cosine >= 0.999 * norm_ or norm_ < 1e-4
 
 

@@ -1,0 +1,138 @@
+"""Where a training stands, on disk: a killed run goes on from its last round, and loses nothing that was spent.
+
+A checkpoint is one file that is there whole or not at all, and holds its own hash. The newest ones are kept, so
+that a damaged one costs rounds, not the run. Recorded rounds are large and never change: each has its own
+file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from privfed.federated.round import RoundState, Vector
+from privfed.files import replacing
+from privfed.transcript import Plan, RoundRecord, Transcript
+
+VERSION = 1
+KEPT = 2
+"""Checkpoints that stay: the newest, and the one before it."""
+_HASH_BYTES = 32
+Warn = Callable[[str], None]
+
+
+@dataclass(eq=False)
+class Progress:
+    """Where a training stands after ``round`` rounds.
+
+    Attributes:
+        round: Rounds done.
+        weights: The model ``[d]``.
+        state: Of the server's optimizer and the mechanism.
+        reports: Lines of ``metrics.jsonl`` so far.
+        stage_costs: Bytes and seconds by stage so far.
+        recorded: Rounds whose records the transcript holds.
+    """
+
+    round: int
+    weights: Vector
+    state: RoundState
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    stage_costs: dict[str, tuple[int, float]] = field(default_factory=dict)
+    recorded: list[int] = field(default_factory=list)
+
+
+class Checkpoints:
+    """The checkpoints of one run with the settings of ``fingerprint``, in one folder."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self._folder, self._fingerprint = folder, fingerprint
+
+    def save(self, progress: Progress) -> Path:
+        """Write one; on disk when this returns. Older ones beyond ``KEPT`` are removed."""
+        meta = {
+            "version": VERSION,
+            "settings": self._fingerprint,
+            "round": progress.round,
+            "reports": progress.reports,
+            "stage_costs": progress.stage_costs,
+            "recorded": progress.recorded,
+            "server": len(progress.state.server),
+            "mechanism": len(progress.state.mechanism),
+        }
+        arrays: dict[str, Any] = {
+            "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
+            "weights": progress.weights,
+        }
+        for name, parts in (("server", progress.state.server), ("mechanism", progress.state.mechanism)):
+            arrays |= {f"{name}/{i}": part for i, part in enumerate(parts)}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        content = buffer.getvalue()
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"round-{progress.round:08d}.ckpt"
+        with replacing(path) as file:
+            file.write(content + hashlib.sha256(content).digest())
+        for old in self._files()[KEPT:]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def save_record(self, plan: Plan, record: RoundRecord) -> None:
+        """Write one recorded round; on disk when this returns."""
+        self._folder.mkdir(exist_ok=True)
+        piece = Transcript(plan, record.weights, record.new_weights, 1, [record])
+        piece.save(self._record_file(record.round))
+
+    def load_records(self, rounds: list[int], warn: Warn) -> list[RoundRecord]:
+        """The records of ``rounds``; ``warn`` hears of each that is gone."""
+        records = []
+        for number in rounds:
+            try:
+                records += Transcript.load(self._record_file(number)).records
+            except (OSError, ValueError, KeyError) as error:
+                warn(f"the record of round {number} cannot be used ({error}); no attack will see it")
+        return records
+
+    def _record_file(self, number: int) -> Path:
+        return self._folder / f"record-{number:08d}.npz"
+
+    def newest(self, warn: Warn) -> Progress | None:
+        """The newest checkpoint that is whole; ``warn`` hears of each that is not. ``None`` without any."""
+        for path in self._files():
+            try:
+                return self._load(path)
+            except (OSError, ValueError, KeyError) as error:
+                warn(f"{path.name} cannot be used ({error}); going back to the one before it")
+        return None
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("round-*.ckpt"), reverse=True) if self._folder.is_dir() else []
+
+    def _load(self, path: Path) -> Progress:
+        content = path.read_bytes()
+        body, digest = content[:-_HASH_BYTES], content[-_HASH_BYTES:]
+        if hashlib.sha256(body).digest() != digest:
+            raise ValueError("its hash does not fit")
+        with np.load(io.BytesIO(body), allow_pickle=False) as data:
+            meta = json.loads(data["meta"].tobytes())
+            if meta["version"] != VERSION or meta["settings"] != self._fingerprint:
+                raise ValueError("it is of another version or of other settings")
+            state = RoundState(
+                tuple(data[f"server/{i}"] for i in range(meta["server"])),
+                tuple(data[f"mechanism/{i}"] for i in range(meta["mechanism"])),
+            )
+            return Progress(
+                meta["round"],
+                data["weights"],
+                state,
+                meta["reports"],
+                {stage: (cost[0], cost[1]) for stage, cost in meta["stage_costs"].items()},
+                meta["recorded"],
+            )
