@@ -23,12 +23,14 @@ CHECKPOINTS = "checkpoints"
 class RunFolder:
     """One run's files. A run with the same settings may continue in it; any other run is refused.
 
+    Checked when it is named, before data are loaded, and claimed when training begins.
+
     Raises:
         OutputError: The folder cannot be written, or belongs to a run with other settings.
     """
 
     def __init__(self, path: Path, settings: Settings) -> None:
-        self.path = path
+        self.path, self._settings = path, settings
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
@@ -37,18 +39,28 @@ class RunFolder:
             raise OutputError(
                 f"cannot be written: {error.strerror}", where=f"--out {path}", remedy="Name another folder"
             ) from None
-        text = dump_toml(settings)
+        self._check()
+
+    def claim(self) -> None:
+        """Write the settings: from here on the folder is this run's. Before, a refusal leaves nothing in it.
+
+        Raises:
+            OutputError: Another run has begun in the folder meanwhile.
+        """
+        self._check()
+        if not self.settings_file.exists():
+            write_text(self.settings_file, dump_toml(self._settings))
+
+    def _check(self) -> None:
         if self.settings_file.exists():
-            self._refuse_other_run(settings)
-        elif foreign := sorted(p.name for p in path.iterdir() if not p.name.startswith(".")):
+            self._refuse_other_run(self._settings)
+        elif foreign := sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".")):
             raise OutputError(
                 "is not empty and holds no run of ours",
-                where=f"--out {path}",
+                where=f"--out {self.path}",
                 value=foreign[0],
                 remedy="Name an empty or a new folder",
             )
-        else:
-            write_text(self.settings_file, text)
 
     @property
     def settings_file(self) -> Path:

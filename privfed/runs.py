@@ -20,7 +20,7 @@ from privfed.exposure import AS_CONFIGURED, NO_DEFENCE, Exposure, attack_all, ow
 from privfed.federated.checkpoint import Checkpoints
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, digest
 from privfed.files import write_text
-from privfed.privacy.accounting import marks
+from privfed.privacy.accounting import marks, statements
 from privfed.privacy.ledger import verify_ledger
 from privfed.rundir import TRANSCRIPT, MetricsFile, RunFolder
 from privfed.transcript import Observer
@@ -31,12 +31,13 @@ def run_training(settings: Settings, out: Path, console: Console) -> dict[str, A
     folder = RunFolder(out, settings)
     experiment = prepare(settings, console)
     result = train_protected(experiment, folder, console)
-    final = result.final_evaluation
+    final, guarantees = result.final_evaluation, verify_ledger(folder.ledger).guarantees
     return {
         "rounds": len(result.reports),
         "train_accuracy": result.reports[-1].metrics.train_accuracy if result.reports else None,
         "test_accuracy": final.accuracy if final else None,
-        "guarantees": {observer: g.as_json() for observer, g in verify_ledger(folder.ledger).guarantees.items()},
+        "guarantees": {observer: g.as_json() for observer, g in guarantees.items()},
+        "statements": statements(guarantees),
         "weights_sha256": digest(result.weights),
         "seconds": result.seconds,
         "folder": str(out),
@@ -93,11 +94,10 @@ def run_audit(settings: Settings, out: Path, console: Console) -> Any:
 
 def prepare(settings: Settings, console: Console) -> Experiment:
     """Everything that can be refused is refused here, before anything is trained."""
-    console.say(f"{settings.name}: loading data and building the model")
-    experiment = compose(settings)
+    experiment = compose(settings)  # says nothing before: a refusal stands alone
     data = experiment.population
     console.say(
-        f"{data.name}: {len(data.labels)} examples of {data.clients} clients; "
+        f"{settings.name}: {data.name}, {len(data.labels)} examples of {data.clients} clients; "
         f"{experiment.model.name} with {experiment.model.dimension} weights"
     )
     return experiment
@@ -111,6 +111,7 @@ def train_protected(experiment: Experiment, folder: RunFolder | None, console: C
     """
     if folder is None:
         return _train(experiment, None, None, "training", console)
+    folder.claim()
     with experiment.open_ledger(folder.ledger) as ledger, _stop_requests(console) as requests:
         checkpoints = Checkpoints(folder.checkpoints, experiment.settings.fingerprint())
         keeping = Keeping(

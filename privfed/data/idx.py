@@ -128,7 +128,9 @@ def read_idx(path: Path) -> NDArray[Any]:
             with gzip.GzipFile(fileobj=raw) as stream:
                 return _parse(stream, path, most=stored * _DEFLATE_LIMIT)
     except EOFError:
-        raise DataError("is truncated: the gzip stream ends early", where=str(path)) from None
+        raise DataError(
+            "is truncated: the gzip stream ends early", where=str(path), remedy="Download it again"
+        ) from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"is corrupt gzip: {error}", where=str(path), remedy="Download it again") from None
     except OSError as error:
@@ -141,7 +143,12 @@ def _parse(stream: IO[bytes] | gzip.GzipFile, path: Path, most: int) -> NDArray[
     if len(magic) < 4:
         raise DataError("is truncated: an IDX file starts with 4 bytes of magic", where=where, value=magic)
     if magic[:2] != b"\0\0" or magic[2] not in ELEMENT_TYPES or magic[3] == 0:
-        raise DataError("is not an IDX file: wrong magic number", where=where, value=magic.hex())
+        raise DataError(
+            "is not an IDX file: wrong magic number",
+            where=where,
+            value=magic.hex(),
+            remedy="Name IDX files, or download it again",
+        )
     axes = magic[3]
     lengths = stream.read(4 * axes)
     if len(lengths) < 4 * axes:
@@ -185,5 +192,9 @@ def _read_split(images_path: Path, labels_path: Path) -> tuple[Any, Any]:
             where=str(labels_path),
         )
     if not len(labels):
-        raise DataError("the dataset is empty: the file holds no image", where=str(images_path))
+        raise DataError(
+            "the dataset is empty: the file holds no image",
+            where=str(images_path),
+            remedy="Put in files with examples, or name another folder",
+        )
     return images, labels
