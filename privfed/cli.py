@@ -74,7 +74,7 @@ def train(experiment: Experiment, out: Out, overrides: Overrides = [], as_json: 
     if as_json:
         _print_json(summary)
     else:
-        console.figures(summary)
+        console.training_summary(summary)
 
 
 @app.command()
@@ -216,7 +216,9 @@ def _print_guarantee(guarantee: Any, as_json: bool) -> None:
     if as_json:
         _print_json(guarantee.as_json())
         return
-    typer.echo(guarantee.statement())
+    from privfed.privacy.accounting import MODELS_ONLY, statements
+
+    typer.echo("\n".join(statements(dict.fromkeys(sorted(MODELS_ONLY), guarantee))))
 
 
 def _print_json(value: Any) -> None:

@@ -134,9 +134,12 @@ class Cohort(Section):
 class Privacy(Section):
     """``[privacy]``: client-level differential privacy."""
 
-    mechanism: Literal["none", "gaussian", "adaptive", "local"] = "none"
+    mechanism: Literal["none", "gaussian", "adaptive", "local", "discrete_gaussian", "skellam"] = "none"
     """``gaussian``: central noise. ``adaptive``: the same, with a clip norm that follows a quantile of the norms.
-    ``local``: every client noises its own update."""
+    ``local``: every client noises its own update. ``discrete_gaussian``, ``skellam``: every client adds its share
+    of integer noise, and secure aggregation lets the server see the noised sum only."""
+    against: Literal["protected", "release", "client", "server", "server+colluders", "active server"] = "protected"
+    """Whom ``epsilon`` and ``max_epsilon`` are meant against: an observer, or the worst of those protected."""
     unit: Literal["client"] = "client"
     clip_norm: Positive | None = None
     """L2 bound of each client's update."""
@@ -263,6 +266,13 @@ class Settings(Section):
                 masking.mode,
                 "local noise has no bound, so it can leave a ring of fixed width, and it needs no masks",
                 'Set mode = "off", or mechanism = "discrete_gaussian"',
+            )
+        if masking.mode == "off" and self.privacy.mechanism in ("discrete_gaussian", "skellam"):
+            raise _ContradictionError(
+                "secure_aggregation.mode",
+                masking.mode,
+                f"{self.privacy.mechanism} noise is summed as integers of a ring",
+                'Set mode = "protocol" (or "ring", which protects from no server)',
             )
         if self.training.weighted and self.privacy.mechanism != "none":
             raise _ContradictionError(

@@ -110,6 +110,13 @@ class Console:
         )
         self.path("report", page)
 
+    def training_summary(self, summary: Mapping[str, Any]) -> None:
+        """The end of a training: its figures, and what it spent, in words."""
+        words = ("statements", "guarantees")
+        self.figures({name: value for name, value in summary.items() if name not in words})
+        for text in summary["statements"]:
+            self.say_result(text)
+
     def say_result(self, text: str) -> None:
         """One paragraph of a result."""
         self._out.print(text, markup=False)

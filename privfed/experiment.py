@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from privfed.config import Attacks as AttackSettings
 from privfed.config import Cohort as CohortSettings
@@ -28,9 +29,17 @@ from privfed.federated.training import Keeping, RoundReport, Spending, TrainingR
 from privfed.models.build import build_model
 from privfed.models.functional import Model, Vector
 from privfed.privacy.accounting import Guarantee, by_observer, times
-from privfed.privacy.calibration import smallest_noise
+from privfed.privacy.calibration import smallest_noise, smallest_where
+from privfed.privacy.distributed import DistributedParams
 from privfed.privacy.ledger import Header, Ledger
-from privfed.privacy.mechanisms import AdaptiveClipping, CentralGaussian, LocalGaussian, Mechanism, NoMechanism
+from privfed.privacy.mechanisms import (
+    AdaptiveClipping,
+    CentralGaussian,
+    DistributedNoise,
+    LocalGaussian,
+    Mechanism,
+    NoMechanism,
+)
 from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling, SamplingScheme
 from privfed.secagg import ProtocolSum, RingSum
 from privfed.transcript import Plan
@@ -90,12 +99,56 @@ class Experiment:
             )
         if privacy.mechanism == "local":
             return LocalGaussian(privacy.clip_norm, noise_multiplier, secure)
+        if privacy.mechanism in ("discrete_gaussian", "skellam"):
+            return self._distributed(privacy.mechanism, privacy.clip_norm, noise_multiplier, secure)
         return CentralGaussian(privacy.clip_norm, noise_multiplier, secure)
+
+    def _distributed(
+        self,
+        noise: Literal["discrete_gaussian", "skellam"],
+        clip_norm: float,
+        noise_multiplier: float,
+        secure: bool,
+    ) -> DistributedNoise:
+        masking = self.settings.secure_aggregation
+        params = DistributedParams.for_cohort(
+            noise,
+            clip_norm,
+            self.model.dimension,
+            noise_multiplier,
+            expected_survivors=self.expected_survivors,
+            cohort_size=self.largest_cohort,
+            ring_bits=masking.ring_bits,
+        )
+        return DistributedNoise(
+            noise,
+            params,
+            self.population.clients,
+            threshold=masking.threshold or 2,
+            masked=masking.mode == "protocol",
+            colluders=masking.colluders,
+            seed=self.settings.training.seed,
+            secure=secure,
+        )
+
+    @property
+    def expected_survivors(self) -> int:
+        """Clients whose inputs arrive in a round, on average, rounded down."""
+        return max(1, math.floor(self.expected_cohort * (1 - self.settings.cohort.dropout)))
+
+    @cached_property
+    def largest_cohort(self) -> int:
+        """Clients in a round, which a Poisson cohort exceeds with a probability below 2⁻⁴⁰."""
+        rate, clients = self.settings.cohort.rate, self.population.clients
+        if rate is None:
+            return math.ceil(self.expected_cohort)
+        from scipy.stats import binom
+
+        return min(clients, int(binom.isf(2.0**-40, clients, rate)) + 1)
 
     def guarantees_of(self, mechanism: Mechanism, rounds: int) -> dict[str, Guarantee]:
         """By observer, what ``rounds`` rounds of ``mechanism`` spend when as many clients survive as expected."""
-        survivors = math.floor(self.expected_cohort * (1 - self.settings.cohort.dropout))
-        releases = mechanism.releases(self.sampling, survivors)
+        releases = mechanism.releases(self.sampling, self.expected_survivors)
         spent = times(releases, 1 if mechanism.whole_run else rounds)
         return by_observer([spent], self.settings.privacy.delta) if releases else {}
 
@@ -104,10 +157,30 @@ class Experiment:
         """By observer, what the whole run is planned to spend; nothing without a mechanism."""
         return self.guarantees_of(self.mechanism, self.rounds)
 
-    def worst_epsilon(self, noise_multiplier: float) -> float:
-        """The largest ε that the mechanism with so much noise promises any of the observers it protects."""
-        mechanism = self.mechanism_with(noise_multiplier)
-        return max(g.epsilon for g in self.guarantees_of(mechanism, self.settings.training.rounds).values())
+    def calibrated(self, epsilon: float) -> float:
+        """The least noise multiplier with ε within the target against ``privacy.against``."""
+
+        def spent(noise_multiplier: float) -> float:
+            return self._stated(self.guarantees_of(self.mechanism_with(noise_multiplier), rounds))
+
+        rounds, privacy = self.settings.training.rounds, self.settings.privacy
+        if privacy.mechanism in ("discrete_gaussian", "skellam"):
+            return smallest_where(spent, epsilon)
+        return smallest_noise(spent, epsilon, privacy.delta)
+
+    def _stated(self, guarantees: Mapping[str, Guarantee]) -> float:
+        """ε against ``privacy.against``: an observer, or the worst of those that are protected."""
+        against = self.settings.privacy.against
+        if against == "protected":
+            return max(g.epsilon for g in guarantees.values())
+        if against not in guarantees:
+            raise SettingError(
+                f"the mechanism {self.settings.privacy.mechanism} does not protect from it",
+                where="privacy.against",
+                value=against,
+                remedy=f"Protected here: {', '.join(guarantees) or 'nobody'}",
+            )
+        return guarantees[against].epsilon
 
     @cached_property
     def rounds(self) -> int:
@@ -118,8 +191,8 @@ class Experiment:
         low, high = 0, most  # ε rises with the rounds: the largest count within the limit
         while low < high:
             middle = (low + high + 1) // 2
-            worst = max(g.epsilon for g in self.guarantees_of(self.mechanism, middle).values())
-            low, high = (middle, high) if worst <= limit else (low, middle - 1)
+            spent = self._stated(self.guarantees_of(self.mechanism, middle))
+            low, high = (middle, high) if spent <= limit else (low, middle - 1)
         return low
 
     @cached_property
@@ -316,7 +389,7 @@ def compose(settings: Settings) -> Experiment:
         return experiment
     noise = privacy.noise_multiplier
     if noise is None and privacy.epsilon is not None:
-        noise = smallest_noise(experiment.worst_epsilon, privacy.epsilon, privacy.delta)
+        noise = experiment.calibrated(privacy.epsilon)
     return replace(experiment, noise_multiplier=noise)
 
 

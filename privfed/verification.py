@@ -14,6 +14,7 @@ import numpy as np
 from privfed.config import Settings, load_settings
 from privfed.errors import OutputError
 from privfed.privacy.errors import LedgerError
+from privfed.privacy.accounting import statements
 from privfed.privacy.ledger import LedgerReport, verify_ledger
 from privfed.rundir import LEDGER, METRICS, SETTINGS, TRANSCRIPT, WEIGHTS
 
@@ -91,7 +92,8 @@ def _check_ledger(result: Verification, ledger: LedgerReport, settings: Settings
     if ledger.guarantee is not None:
         result.epsilon = ledger.guarantee.epsilon
         result.check(True, f"ledger: {ledger.spent} releases count, from {ledger.attempts} attempt(s)")
-        result.check(True, f"recomputed: {ledger.guarantee.statement()}")
+        for text in statements(ledger.guarantees):
+            result.check(True, f"recomputed: {text}")
     elif settings.privacy.mechanism == "none":
         result.epsilon = math.inf
         result.check(True, "no mechanism: nothing is claimed, ε = ∞ for every observer")

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from privfed.privacy.sampling import (
     SeparatedParticipation,
 )
 
+if TYPE_CHECKING:
+    from privfed.privacy.distributed_accounting import DistributedRelease
+
 UNIT = "client"
 PLD_INTERVAL = 1e-3
 """Discretisation of the privacy loss; pessimistic, and within 0.001 of ten times finer ones."""
@@ -32,11 +35,19 @@ PLD_SHARE = 1e-4
 
 @dataclass(frozen=True)
 class Release:
-    """``count`` releases of a Gaussian mechanism with one noise multiplier under one sampling scheme."""
+    """``count`` releases of a mechanism with one noise multiplier under one sampling scheme.
+
+    Attributes:
+        sampling: How cohorts are drawn, as far as the observer's ignorance of them counts.
+        noise_multiplier: Standard deviation of the noise that the observer does not know, over the sensitivity.
+        count: How many such releases.
+        shares: Integer noise that clients bring, in place of a Gaussian; ``noise_multiplier`` then only describes.
+    """
 
     sampling: SamplingScheme
     noise_multiplier: float
     count: int = 1
+    shares: DistributedRelease | None = None
 
 
 MODELS_ONLY = frozenset({"client", "release"})
@@ -87,13 +98,22 @@ class Guarantee:
     def statement(self, observers: Collection[str] = MODELS_ONLY) -> str:
         """One paragraph that leaves nothing out, for the ``observers`` that the guarantee holds against."""
         noise = "" if self.noise_multiplier is None else f"noise multiplier {self.noise_multiplier:.5g}, "
-        rest = sorted(EVERYBODY - set(observers))
         return (
             f"ε = {self.epsilon:.4g} at δ = {self.delta:g} for {self.unit}-level privacy against "
             f"{', '.join(sorted(observers))}; neighbours: {self.neighbouring}; sampling: {self.sampling}; "
             f"{noise}{self.rounds} rounds; by {self.accountant} ({self.cross_check_accountant}: "
-            f"{self.cross_check_epsilon:.4g})." + (f" Against {', '.join(rest)}: ε = ∞." if rest else "")
+            f"{self.cross_check_epsilon:.4g})."
         )
+
+
+def statements(guarantees: Mapping[str, Guarantee]) -> list[str]:
+    """One paragraph for the observers that share a guarantee, and one for those with ε = ∞."""
+    sharing: dict[Guarantee, list[str]] = {}
+    for observer, guarantee in guarantees.items():
+        sharing.setdefault(guarantee, []).append(observer)
+    texts = [guarantee.statement(observers) for guarantee, observers in sharing.items()]
+    rest = sorted(EVERYBODY - guarantees.keys())
+    return [*texts, f"Against {', '.join(rest)}: ε = ∞."] if rest else texts
 
 
 def account(noise_multiplier: float, sampling: SamplingScheme, rounds: int, delta: float) -> Guarantee:
@@ -189,6 +209,8 @@ def _epsilons(releases: tuple[Release, ...], delta: float) -> tuple[tuple[float,
     """ε with the name of its accountant, twice: to report, and to check it by."""
     if any(release.noise_multiplier == 0 for release in releases):
         return (math.inf, "none: no noise"), (math.inf, "none: no noise")
+    if any(release.shares is not None for release in releases):
+        return _distributed(releases, delta)
     if any(isinstance(release.sampling, FixedSizeSampling) for release in releases):
         rows = [
             (
@@ -258,6 +280,20 @@ def _rdp(releases: Sequence[Release], delta: float) -> float:
     for release in releases:
         accountant.compose(_event(release))
     return float(accountant.get_epsilon(delta)) if releases else 0.0
+
+
+def _distributed(releases: Sequence[Release], delta: float) -> tuple[tuple[float, str], tuple[float, str]]:
+    """Rényi curves of integer noise; the cross-check gives up all amplification."""
+    from privfed.privacy.distributed_accounting import epsilon_of
+
+    if any(release.shares is None for release in releases):
+        raise PrivacyError("integer noise composes with integer noise only")
+    shares = [replace(release.shares, count=release.count) for release in releases if release.shares is not None]
+    known = [replace(one, population=None) for one in shares]
+    return (
+        (epsilon_of(shares, delta), "RDP of integer noise"),
+        (epsilon_of(known, delta), "RDP of integer noise, cohorts known"),
+    )
 
 
 def _rdp_fixed(releases: Sequence[Release], delta: float) -> float:

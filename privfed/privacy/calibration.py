@@ -12,6 +12,8 @@ from privfed.privacy.sampling import SamplingScheme
 RESOLUTION = 1e-4
 """Noise multipliers are multiples of this."""
 LARGEST = 1e5
+FIRST_STEP, GROWTH = 100, 1.1
+"""Where ``smallest_where`` begins, in steps of ``RESOLUTION``, and how it goes on."""
 
 
 def noise_multiplier_for(epsilon: float, sampling: SamplingScheme, rounds: int, delta: float) -> float:
@@ -38,6 +40,8 @@ def smallest_noise(epsilon_of: Callable[[float], float], epsilon: float, delta: 
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise PrivacyError("must be a positive number", where="epsilon", value=epsilon)
+    if not 0 < delta < 1:
+        raise PrivacyError("lies in (0, 1)", where="delta", value=delta)
     known: dict[int, float] = {}
 
     def excess(steps: int) -> float:
@@ -65,6 +69,41 @@ def smallest_noise(epsilon_of: Callable[[float], float], epsilon: float, delta: 
         middle = _between(low, high, excess(low), excess(high))
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
     return round((low if excess(low) <= 0 else high) * RESOLUTION, 4)
+
+
+def smallest_where(epsilon_of: Callable[[float], float], epsilon: float) -> float:
+    """As ``smallest_noise`` where ``epsilon_of`` refuses too little noise, or too much, with a ``PrivacyError``.
+
+    The smallest there is, up to the unevenness that whole grid steps bring.
+
+    Raises:
+        PrivacyError: No noise multiplier reaches the target.
+    """
+    refusal: PrivacyError | None = None
+
+    def reaches(steps: int) -> bool:
+        nonlocal refusal
+        try:
+            return epsilon_of(steps * RESOLUTION) <= epsilon
+        except PrivacyError as error:
+            refusal = error
+            return False
+
+    # Upwards in small steps, since in a narrow ring a much larger noise multiplier may be refused again.
+    low, high = 0, FIRST_STEP
+    while not reaches(high):
+        low, high = high, math.ceil(high * GROWTH)
+        if high * RESOLUTION > LARGEST:
+            raise PrivacyError(
+                f"no noise multiplier up to {LARGEST:g} reaches it ({refusal or 'all spend more'})",
+                where="epsilon",
+                value=epsilon,
+                remedy="Ask for a larger ε, a larger δ or fewer rounds",
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+    return round(high * RESOLUTION, 4)
 
 
 def _guess(epsilon: float, delta: float) -> float:

@@ -23,20 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfed.privacy.amplification import hidden_cohort_rdp
-from privfed.privacy.calibration import LARGEST, RESOLUTION
+from privfed.privacy.calibration import smallest_where
 from privfed.privacy.distributed import DistributedParams
 from privfed.privacy.errors import PrivacyError
-from privfed.privacy.sampling import REPLACE
+from privfed.privacy.sampling import REPLACE, ZERO_OUT
 
 Floats = NDArray[np.float64]
 Orders = NDArray[np.int64]
 
-ZERO_OUT = "zero out one client"
 ORDERS: tuple[int, ...] = (*range(2, 129), *(int(128 * 2 ** (i / 8)) for i in range(1, 41)))
 """Integers, since the bounds for Skellam noise and for hidden cohorts hold for these; up to 4096."""
 TAU_TERMS = 1000
-FIRST_STEP, GROWTH = 100, 1.1
-"""Where the search for a noise multiplier begins, in steps of ``RESOLUTION``, and how it goes on."""
 
 
 @dataclass(frozen=True)
@@ -223,33 +220,12 @@ def calibrate(
         raise PrivacyError("must be a positive number", where="epsilon", value=epsilon)
     if rounds < 1:
         raise PrivacyError("must be at least 1", where="rounds", value=rounds)
-    refusal: PrivacyError | None = None
 
-    def reaches(steps: int) -> bool:
-        nonlocal refusal
-        try:
-            params = choose(steps * RESOLUTION)
-        except PrivacyError as error:  # too little noise, or too much, for the grid
-            refusal = error
-            return False
-        release = DistributedRelease(params, survivors, colluders, population, rounds)
-        return epsilon_of([release], delta, neighbouring) <= epsilon
+    def spent(noise_multiplier: float) -> float:
+        release = DistributedRelease(choose(noise_multiplier), survivors, colluders, population, rounds)
+        return epsilon_of([release], delta, neighbouring)
 
-    # Upwards in small steps, since in a narrow ring a much larger noise multiplier may be refused again.
-    low, high = 0, FIRST_STEP
-    while not reaches(high):
-        low, high = high, math.ceil(high * GROWTH)
-        if high * RESOLUTION > LARGEST:
-            raise PrivacyError(
-                f"no noise multiplier up to {LARGEST:g} reaches it ({refusal or 'all spend more'})",
-                where="epsilon",
-                value=epsilon,
-                remedy="Ask for a larger ε, a larger δ or fewer rounds",
-            )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if reaches(middle) else (middle, high)
-    return round(high * RESOLUTION, 4)
+    return smallest_where(spent, epsilon)
 
 
 @lru_cache(maxsize=4096)

@@ -26,13 +26,16 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from privfed.privacy.accounting import Guarantee, ObservedRelease, Release, by_observer
 from privfed.privacy.errors import LedgerError, PrivacyError
 from privfed.privacy.sampling import scheme_from_json, scheme_to_json
+
+if TYPE_CHECKING:
+    from privfed.privacy.distributed_accounting import DistributedRelease
 
 VERSION = 2
 GENESIS = "0" * 64
@@ -336,6 +339,7 @@ def releases_to_json(releases: Sequence[ObservedRelease]) -> list[dict[str, Any]
             "observers": sorted(seen.observers),
             "sampling": scheme_to_json(seen.release.sampling),
             "noise_multiplier": seen.release.noise_multiplier,
+            "shares": None if seen.release.shares is None else asdict(seen.release.shares),
         }
         for seen in releases
     ]
@@ -350,7 +354,7 @@ def releases_from_json(rows: Sequence[Mapping[str, Any]]) -> list[ObservedReleas
     found = []
     for row in rows:
         try:
-            observers, z, scheme = row["observers"], row["noise_multiplier"], row["sampling"]
+            observers, z, scheme, _ = row["observers"], row["noise_multiplier"], row["sampling"], row["shares"]
             fits = (
                 isinstance(observers, list)
                 and observers
@@ -359,14 +363,27 @@ def releases_from_json(rows: Sequence[Mapping[str, Any]]) -> list[ObservedReleas
                 and not isinstance(z, bool)
                 and math.isfinite(z)
                 and z >= 0
-                and len(row) == 3
+                and len(row) == 4
             )
         except (TypeError, KeyError):
             fits = False
         if not fits or not isinstance(scheme, Mapping):
             raise PrivacyError("not a release", value=row)
-        found.append(ObservedRelease(frozenset(observers), Release(scheme_from_json(scheme), float(z), 1)))
+        release = Release(scheme_from_json(scheme), float(z), 1, _shares_from_json(row["shares"]))
+        found.append(ObservedRelease(frozenset(observers), release))
     return found
+
+
+def _shares_from_json(values: Mapping[str, Any] | None) -> DistributedRelease | None:
+    if values is None:
+        return None
+    from privfed.privacy.distributed import DistributedParams
+    from privfed.privacy.distributed_accounting import DistributedRelease
+
+    try:
+        return DistributedRelease(**{**values, "params": DistributedParams(**values["params"])})
+    except (TypeError, KeyError):
+        raise PrivacyError("not shares of integer noise", value=values) from None
 
 
 def _spelling(rows: Sequence[Any]) -> str:

@@ -113,6 +113,30 @@ class KnownCohorts:
 
 
 @dataclass(frozen=True)
+class HiddenCohorts:
+    """Random cohorts of ``population`` clients of which the observer knows the size, but not who is in them.
+
+    The size is no secret where every client brings noise: the strength of the noise gives it away.
+    """
+
+    population: int
+    name: str = "hidden"
+
+    def __post_init__(self) -> None:
+        if self.population < 1:
+            raise PrivacyError("must be at least 1", where="population", value=self.population)
+
+    @property
+    def neighbouring(self) -> str:
+        """The client's update becomes zero."""
+        return ZERO_OUT
+
+    def describe(self) -> str:
+        """In the words of a report."""
+        return f"random cohorts of {self.population} clients, their sizes known"
+
+
+@dataclass(frozen=True)
 class SeparatedParticipation:
     """Every client takes part at most ``participations`` times, ``separation`` or more rounds apart.
 
@@ -154,6 +178,7 @@ def scheme_from_json(values: Mapping[str, Any]) -> SamplingScheme:
         "fixed": FixedSizeSampling,
         "all": FullParticipation,
         "known": KnownCohorts,
+        "hidden": HiddenCohorts,
         "separated": SeparatedParticipation,
     }
     kind = schemes.get(str(values.get("name")))

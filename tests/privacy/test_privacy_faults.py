@@ -22,7 +22,7 @@ from privfed.privacy.randomness import SeededSource, SystemSource
 from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling, SamplingScheme
 
 SCHEME = PoissonSampling(0.1)
-ROW = {"observers": ["release"], "sampling": {"name": "poisson", "rate": 0.1}, "noise_multiplier": 1.0}
+ROW = {"observers": ["release"], "sampling": {"name": "poisson", "rate": 0.1}, "noise_multiplier": 1.0, "shares": None}
 RESEARCH = Header("settings", "gaussian", "client", 1e-5, secure=False)
 
 

@@ -4,12 +4,14 @@ from privfed.privacy.clipping import Contribution
 from privfed.privacy.mechanisms.adaptive import AdaptiveClipping
 from privfed.privacy.mechanisms.base import Mechanism, State, Terms
 from privfed.privacy.mechanisms.central import CentralGaussian, NoMechanism
+from privfed.privacy.mechanisms.distributed import DistributedNoise
 from privfed.privacy.mechanisms.local import LocalGaussian
 
 __all__ = [
     "AdaptiveClipping",
     "CentralGaussian",
     "Contribution",
+    "DistributedNoise",
     "LocalGaussian",
     "Mechanism",
     "NoMechanism",
