@@ -1,0 +1,215 @@
+"""The examples run: shortened, but from the files a person is told to run; and README's commands are real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.main import get_command
+
+from privfed.cli import app
+from privfed.config import Settings, load_settings
+from privfed.console import Console
+from privfed.errors import DataError
+from privfed.privacy.ledger import verify_ledger
+from privfed.verification import verify_run
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
+FASHION = os.environ.get("FASHION_MNIST")
+
+
+def example(name: str, *overrides: str) -> Settings:
+    return load_settings(ROOT / "examples" / f"{name}.toml", overrides)
+
+
+def commands(markdown: str) -> list[str]:
+    """Lines of code blocks, indented or fenced, that call ``privfed``; comments and prompts taken off."""
+    found, fenced = [], False
+    for line in markdown.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            match = re.match(r"(?:\$ |.*?/|uv run )?(privfed .*)", line.strip())
+            found += [match[1].split(" #")[0].rstrip()] if match else []
+    return found
+
+
+def parsed(line: str) -> tuple[str, dict[str, Any]]:
+    """A command's name and its parameters, checked as a call would check them, but nothing is run."""
+    group: Any = get_command(app)
+    name, command, rest = group.resolve_command(typer.Context(group), shlex.split(line)[1:])
+    return name, command.make_context(name, rest).params
+
+
+README_COMMANDS = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_loads(path: Path) -> None:
+    settings = load_settings(path)
+    assert settings.name == path.stem
+
+
+def test_readme_shows_the_main_commands() -> None:
+    shown = {line.split()[1] for line in README_COMMANDS}
+    assert {"audit", "train", "attack", "verify", "account", "calibrate", "datasets"} <= shown
+
+
+@pytest.mark.parametrize("line", README_COMMANDS)
+def test_readme_command_is_a_real_one(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    _, parameters = parsed(line)
+    if "experiment" in parameters:
+        load_settings(parameters["experiment"], parameters["overrides"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "privfed trian examples/digits.toml --out x",
+        "privfed train examples/digits.toml --colour red --out x",
+        "privfed train examples/digits.toml",
+        "privfed account --noise-multiplier much --sampling poisson --rounds 3 --delta 1e-5",
+        "privfed account --noise-multiplier 1 --sampling weekly --rounds 3 --delta 1e-5",
+    ],
+)
+def test_a_command_that_is_none_is_noticed(line: str) -> None:
+    with pytest.raises(Exception, match=r"(?i)no such|missing|valid number|is not one of"):
+        parsed(line)
+
+
+def test_commands_are_found_in_both_kinds_of_blocks() -> None:
+    text = "privfed no\n\n    privfed a  # why\n\n```sh\n$ privfed b\nuv run privfed c\n.venv/bin/privfed d\n```\n"
+    assert commands(text) == ["privfed a", "privfed b", "privfed c", "privfed d"]
+
+
+def test_every_make_target_of_the_readme_is_there() -> None:
+    named = set(re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"demo", "test"} <= named <= set(targets)
+
+
+@pytest.mark.slow
+def test_digits_trained(tmp_path: Path) -> None:
+    from privfed.runs import run_training
+
+    settings = example("digits", "training.rounds=3", "training.evaluate_every=3")
+    figures = run_training(settings, tmp_path, Console(quiet=True))
+    assert figures["rounds"] == 3
+    # Whatever ε the settings ask for is calibrated to, for the rounds that are left.
+    assert figures["guarantees"]["release"]["epsilon"] == pytest.approx(settings.privacy.epsilon, abs=1e-3)
+    assert verify_ledger(tmp_path / "ledger.jsonl").committed == 3
+    assert verify_run(tmp_path).holds
+
+
+@pytest.mark.slow
+def test_digits_audited(tmp_path: Path) -> None:
+    from privfed.runs import run_audit
+
+    settings = example("digits", "training.rounds=2", "attacks.targets=1", "attacks.iterations=20")
+    evidence = run_audit(settings, tmp_path, Console(quiet=True))
+    assert len(evidence.rounds) == 2
+    assert {(a.workload, a.defence) for a in evidence.attacks} == {
+        ("one step on one example", "none"),
+        ("the run's own updates", "none"),
+        ("the run's own updates", "as configured"),
+    }
+    assert verify_run(tmp_path).holds
+
+
+@pytest.mark.slow
+def test_digits_on_tff_is_digits_on_the_fast_engine(tmp_path: Path) -> None:
+    """TFF's runtime is the reference: same clients, batches and noise; so the same model after two rounds."""
+    from privfed.runs import run_training
+
+    weights = {}
+    for executor in ("local", "tff"):
+        settings = example("digits", "training.rounds=2", f"executor={executor}", "attacks.enabled=false")
+        run_training(settings, tmp_path / executor, Console(quiet=True))
+        assert verify_run(tmp_path / executor).holds
+        weights[executor] = np.load(tmp_path / executor / "weights.npy")
+    np.testing.assert_allclose(weights["tff"], weights["local"], rtol=0, atol=1e-5)
+    assert np.abs(weights["local"]).max() > 1e-2  # far from where it began, so that agreement says something
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FASHION, reason="FASHION_MNIST does not name the folder of its IDX files")
+def test_fashion_trained(tmp_path: Path) -> None:
+    from privfed.runs import run_training
+
+    settings = example("fashion", "training.rounds=2", f"data.folder={FASHION}")
+    figures = run_training(settings, tmp_path, Console(quiet=True))
+    assert figures["test_accuracy"] > 0.55  # ten classes; two rounds of softmax from zeros
+    assert verify_run(tmp_path).epsilon == np.inf  # nothing is claimed
+
+
+def test_kmnist_without_a_network_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from privfed.experiment import compose
+
+    def nowhere(*_: object, **__: object) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    with pytest.raises(DataError) as caught:
+        compose(example("kmnist", f"data.data_dir={tmp_path}"))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("data.source: ", "kmnist is not prepared in", str(tmp_path), "data.data_dir", "data.folder"):
+        assert part in message
+
+
+@pytest.mark.slow
+def test_kmnist_trained_on_a_prepared_set(tmp_path: Path) -> None:
+    """On a set of the same shape that is prepared here, in TensorFlow Datasets' format and under KMNIST's name."""
+    from privfed.runs import run_training
+
+    prepare_kmnist(tmp_path / "data", examples=200)
+    settings = example(
+        "kmnist", "training.rounds=1", f"data.data_dir={tmp_path / 'data'}", "attacks.enabled=false"
+    )
+    figures = run_training(settings, tmp_path / "run", Console(quiet=True))
+    assert figures["rounds"] == 1
+    assert np.load(tmp_path / "run" / "weights.npy").shape == (28 * 28 * 10 + 10,)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["cohort"] == 10
+    assert verify_run(tmp_path / "run").holds
+
+
+def prepare_kmnist(folder: Path, examples: int) -> None:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    images = np.random.default_rng(0).integers(0, 256, (examples, 28, 28, 1), dtype=np.uint8)
+
+    class Kmnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc]  # TFDS is untyped
+        name = "kmnist"
+        VERSION = tfds.core.Version("3.0.1")
+
+        def _info(self) -> Any:
+            features = {
+                "image": tfds.features.Image(shape=(28, 28, 1)),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {split: self._generate_examples() for split in ("train", "test")}
+
+        def _generate_examples(self) -> Any:
+            for number, image in enumerate(images):
+                yield number, {"image": image, "label": number % 10}
+
+    Kmnist(data_dir=str(folder)).download_and_prepare()
