@@ -303,6 +303,16 @@ def verify_ledger(path: Path) -> LedgerReport:
     )
 
 
+def spent_releases(path: Path) -> tuple[Header | None, list[list[ObservedRelease]]]:
+    """The header, and what counts, one item a release: to compose one run with others on the same clients.
+
+    Raises:
+        LedgerError: The file is missing, or a line is not what was written.
+    """
+    entries, _, _ = _read(path)
+    return (_header(entries[0], path) if entries else None), _spent(entries, path)
+
+
 def _spent(entries: Iterable[Mapping[str, Any]], path: Path) -> list[list[ObservedRelease]]:
     """What counts: each release key once with its noise, and once without for every further value under it."""
     reserved: dict[str, list[Any]] = {}
