@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from privfed.config import Settings, load_settings
-from privfed.errors import OutputError
-from privfed.privacy.errors import LedgerError
+from privfed.errors import OutputError, PrivFedError
 from privfed.privacy.accounting import statements
+from privfed.privacy.errors import LedgerError
 from privfed.privacy.ledger import LedgerReport, verify_ledger
 from privfed.rundir import LEDGER, METRICS, SETTINGS, TRANSCRIPT, WEIGHTS
+from privfed.transcript import Observer
+
+if TYPE_CHECKING:
+    from privfed.audit.evidence import Evidence
 
 
 @dataclass
@@ -74,7 +79,7 @@ def verify_run(folder: Path) -> Verification:
     _check_ledger(result, ledger, settings)
     _check_files(result, folder, ledger)
     if (folder / "report.json").exists():
-        _check_report(result, folder, ledger)
+        _check_report(result, folder, ledger, settings)
     else:
         result.check(True, "no report yet")
     return result
@@ -103,36 +108,87 @@ def _check_ledger(result: Verification, ledger: LedgerReport, settings: Settings
 
 
 def _check_files(result: Verification, folder: Path, ledger: LedgerReport) -> None:
+    rounds = _rounds(folder / METRICS)
+    if rounds is None:
+        result.check(False, f"{METRICS} is not one JSON object a line")
+        return
+    if ledger.reserved:
+        # A round is committed before its metrics are written: fewer entries than lines mean that entries are gone.
+        ended = ledger.committed + ledger.aborted
+        result.check(
+            ended >= len(rounds), f"the ledger holds the end of each of the {len(rounds)} rounds in {METRICS}"
+        )
     if ledger.final_sha256 is None:
         result.check(True, "unfinished: no model was released at the end of this run yet")
         return
-    weights, metrics = folder / WEIGHTS, folder / METRICS
     result.check(
-        _weights_digest(weights) == ledger.final_sha256,
+        _weights_digest(folder / WEIGHTS) == ledger.final_sha256,
         f"{WEIGHTS} is the model that the ledger says was released",
     )
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    if lines:
-        last = json.loads(lines[-1])
+    if rounds:
         result.check(
-            last.get("weights_sha256") == ledger.final_sha256, f"the last line of {METRICS} names the same model"
+            rounds[-1].get("weights_sha256") == ledger.final_sha256,
+            f"the last line of {METRICS} names the same model",
         )
 
 
-def _check_report(result: Verification, folder: Path, ledger: LedgerReport) -> None:
+def _rounds(path: Path) -> list[dict[str, Any]] | None:
+    """Lines of the metrics; a last one that a kill cut off does not count. ``None`` if they are something else."""
+    if not path.exists():
+        return []
+    *whole, _ = path.read_bytes().split(b"\n")
+    try:
+        rounds = [json.loads(line) for line in whole]
+    except ValueError:
+        return None
+    return rounds if all(isinstance(line, dict) for line in rounds) else None
+
+
+def _check_report(result: Verification, folder: Path, ledger: LedgerReport, settings: Settings) -> None:
     from privfed.report import read_report, render_html
 
-    evidence = read_report(folder / "report.json")
+    try:
+        evidence = read_report(folder / "report.json")
+    except PrivFedError as error:
+        result.check(False, str(error))
+        return
+    run = evidence.run
+    same = run.settings_fingerprint == settings.fingerprint() and run.settings == settings.model_dump(mode="json")
+    result.check(same, f"report.json is of the settings in {SETTINGS}")
     result.check(evidence.ledger.head_sha256 == ledger.head, "report.json names the ledger's last entry")
     stated, spent = evidence.ledger.epsilon, result.epsilon
     result.check(stated == spent, f"report.json states the ledger's ε ({stated} and {spent})")
+    wrong = ", ".join(_misstated(evidence, ledger))
+    result.check(
+        not wrong, f"report.json states for each observer what the ledger proves{wrong and f': not {wrong}'}"
+    )
     result.check(evidence.ledger.weights_sha256 == ledger.final_sha256, "report.json names the released model")
     transcript = folder / TRANSCRIPT
     found = hashlib.sha256(transcript.read_bytes()).hexdigest() if transcript.exists() else "missing"
     result.check(found == evidence.ledger.transcript_sha256, f"{TRANSCRIPT} is the one that was attacked")
     page = folder / "report.html"
-    same = page.exists() and page.read_text(encoding="utf-8") == render_html(evidence)
+    same = page.exists() and page.read_bytes() == render_html(evidence).encode()
     result.check(same, "report.html is what report.json renders to")
+
+
+def _misstated(evidence: Evidence, ledger: LedgerReport) -> Iterator[str]:
+    """Observers whose row is missing, or differs from the ledger in ε or in what ε depends on."""
+    rows = {row.observer: row for row in evidence.observers}
+    for name in (observer.value for observer in Observer):
+        proven = ledger.guarantees.get(name)
+        epsilon = math.inf if proven is None else proven.epsilon
+        row = rows.get(name)
+        if row is None or row.guarantee.epsilon != epsilon or row.protected != (epsilon < math.inf):
+            yield name
+        elif proven is not None:
+            stated = row.guarantee
+            if (stated.delta, stated.unit, stated.neighbouring, stated.sampling) != (
+                proven.delta,
+                proven.unit,
+                proven.neighbouring,
+                proven.sampling,
+            ):
+                yield name
 
 
 def _weights_digest(path: Path) -> str | None:

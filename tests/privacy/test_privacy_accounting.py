@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from privfed.privacy.accounting import Guarantee, Release, account, compose
+from privfed.privacy.accounting import Guarantee, Release, account, compose, statements
 from privfed.privacy.calibration import RESOLUTION, noise_multiplier_for
 from privfed.privacy.errors import PrivacyError
 from privfed.privacy.sampling import (
@@ -145,7 +145,8 @@ def test_calibration_says_when_no_noise_suffices() -> None:
 
 
 def test_a_statement_leaves_nothing_out() -> None:
-    statement = account(1, PoissonSampling(0.1), 10, DELTA).statement()
+    guarantee = account(1, PoissonSampling(0.1), 10, DELTA)
+    statement = " ".join(statements({"client": guarantee, "release": guarantee}))
     for part in ("ε = ", "δ = 1e-05", "client-level", "add or remove one client", "Poisson, rate 0.1", "server"):
         assert part in statement
 

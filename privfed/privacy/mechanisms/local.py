@@ -22,8 +22,8 @@ class LocalGaussian:
     """Every client adds Gaussian noise to its clipped update before it sends it.
 
     Whoever receives an update, active servers included, has ``noise_multiplier`` between it and the client. Who
-    sees models only has the noise of all survivors, ``noise_multiplier · sqrt(survivors)``. Neither is amplified by
-    sampling: servers know who takes part, and the variance of the sum tells everybody else how many do. The worst
+    sees models only has the noise of all survivors, ``noise_multiplier · sqrt(survivors)``. Sampling amplifies
+    neither: servers know who takes part, and the variance of the sum tells everybody else how many do. The worst
     case is a client of every round.
 
     Attributes:
