@@ -7,12 +7,16 @@ import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from privfed import __version__
 from privfed.errors import PrivFedError
+
+if TYPE_CHECKING:
+    from privfed.privacy.plan import PrivacyPlan
+    from privfed.privacy.sampling import SamplingScheme
 
 app = typer.Typer(
     name="privfed",
@@ -36,15 +40,32 @@ class Sampling(str, Enum):
 
     POISSON = "poisson"
     FIXED = "fixed"
+    ROUND_ROBIN = "round_robin"
     ALL = "all"
 
 
+class MechanismName(str, Enum):
+    """Mechanisms, as in the settings."""
+
+    GAUSSIAN = "gaussian"
+    ADAPTIVE = "adaptive"
+    LOCAL = "local"
+    DISCRETE_GAUSSIAN = "discrete_gaussian"
+    SKELLAM = "skellam"
+
+
 SamplingOption = Annotated[Sampling, typer.Option(help="How each round's cohort is drawn.")]
+MechanismOption = Annotated[MechanismName, typer.Option("--mechanism", help="Who adds which noise.")]
 Rate = Annotated[float | None, typer.Option(help="Of poisson: chance of each client to take part in a round.")]
-Size = Annotated[int | None, typer.Option(help="Of fixed: clients in a round.")]
-Clients = Annotated[int | None, typer.Option(help="Of fixed: clients in all.")]
+Size = Annotated[int | None, typer.Option(help="Of fixed and round_robin: clients in a round.")]
+Clients = Annotated[int | None, typer.Option(help="Clients in all. Poisson with central noise does not need it.")]
 Rounds = Annotated[int, typer.Option(help="Rounds of training.")]
 Delta = Annotated[float, typer.Option(help="δ of the guarantee.")]
+Dimension = Annotated[int | None, typer.Option(help="Of integer noise: weights of the model.")]
+ClipNorm = Annotated[float, typer.Option(help="Of integer noise: L2 bound of an update.")]
+RingBits = Annotated[int, typer.Option(help="Of integer noise: width of the ring.")]
+Dropout = Annotated[float, typer.Option(help="Share of sampled clients that vanish, whose noise is missing.")]
+Colluders = Annotated[int, typer.Option(help="Clients that tell the server what they know.")]
 
 
 @app.command()
@@ -107,20 +128,40 @@ def attack(
 
 @app.command()
 def account(
-    noise_multiplier: Annotated[float, typer.Option(help="Standard deviation of the noise over the clip norm.")],
+    noise_multiplier: Annotated[
+        float,
+        typer.Option(help="Noise on the sum over the clip norm (local: of each client)."),
+    ],
     sampling: SamplingOption,
     rounds: Rounds,
     delta: Delta,
+    mechanism: MechanismOption = MechanismName.GAUSSIAN,
     rate: Rate = None,
     size: Size = None,
     clients: Clients = None,
+    dimension: Dimension = None,
+    clip_norm: ClipNorm = 1.0,
+    ring_bits: RingBits = 32,
+    dropout: Dropout = 0.0,
+    colluders: Colluders = 0,
     as_json: AsJson = False,
 ) -> None:
-    """State the ε of a training with central Gaussian noise, and all that the ε depends on."""
-    from privfed.privacy.accounting import account as epsilon_of
-
-    guarantee = epsilon_of(noise_multiplier, _scheme(sampling, rate, size, clients), rounds, delta)
-    _print_guarantee(guarantee, as_json)
+    """State the ε of a training by observer, and all that it depends on."""
+    plan = _plan(
+        mechanism,
+        sampling,
+        rounds,
+        delta,
+        rate=rate,
+        size=size,
+        clients=clients,
+        dimension=dimension,
+        clip_norm=clip_norm,
+        ring_bits=ring_bits,
+        dropout=dropout,
+        colluders=colluders,
+    )
+    _print_guarantees(plan, noise_multiplier, as_json)
 
 
 @app.command()
@@ -129,18 +170,36 @@ def calibrate(
     sampling: SamplingOption,
     rounds: Rounds,
     delta: Delta,
+    mechanism: MechanismOption = MechanismName.GAUSSIAN,
     rate: Rate = None,
     size: Size = None,
     clients: Clients = None,
+    dimension: Dimension = None,
+    clip_norm: ClipNorm = 1.0,
+    ring_bits: RingBits = 32,
+    dropout: Dropout = 0.0,
+    colluders: Colluders = 0,
+    against: Annotated[
+        str, typer.Option(help="Observer that the target is meant against; protected: the worst of the protected.")
+    ] = "protected",
     as_json: AsJson = False,
 ) -> None:
     """Find the smallest noise multiplier whose ε is within a target."""
-    from privfed.privacy.accounting import account as epsilon_of
-    from privfed.privacy.calibration import noise_multiplier_for
-
-    scheme = _scheme(sampling, rate, size, clients)
-    noise_multiplier = noise_multiplier_for(epsilon, scheme, rounds, delta)
-    _print_guarantee(epsilon_of(noise_multiplier, scheme, rounds, delta), as_json)
+    plan = _plan(
+        mechanism,
+        sampling,
+        rounds,
+        delta,
+        rate=rate,
+        size=size,
+        clients=clients,
+        dimension=dimension,
+        clip_norm=clip_norm,
+        ring_bits=ring_bits,
+        dropout=dropout,
+        colluders=colluders,
+    )
+    _print_guarantees(plan, plan.calibrate(epsilon, against), as_json)
 
 
 @app.command()
@@ -197,28 +256,80 @@ def _settings(path: Path, overrides: list[str]) -> Any:
     return load_settings(path, overrides)
 
 
-def _scheme(sampling: Sampling, rate: float | None, size: int | None, clients: int | None) -> Any:
+def _plan(
+    mechanism: MechanismName,
+    sampling: Sampling,
+    rounds: int,
+    delta: float,
+    *,
+    rate: float | None,
+    size: int | None,
+    clients: int | None,
+    dimension: int | None,
+    dropout: float,
+    **others: Any,
+) -> PrivacyPlan:
     from privfed.errors import SettingError
-    from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling
+    from privfed.privacy.plan import DISTRIBUTED, PrivacyPlan
 
-    needs = {Sampling.POISSON: {"rate"}, Sampling.FIXED: {"size", "clients"}, Sampling.ALL: set()}[sampling]
+    scheme = _scheme(sampling, rounds, rate, size, clients)
+    if not 0 <= dropout < 1:
+        raise SettingError("must lie in [0, 1)", where="--dropout", value=dropout)
+    if mechanism is not MechanismName.GAUSSIAN and clients is None:
+        raise SettingError(f"is missing: {mechanism.value} needs it", where="--clients")
+    if mechanism.value in DISTRIBUTED and dimension is None:
+        raise SettingError(f"is missing: {mechanism.value} needs it", where="--dimension")
+    return PrivacyPlan(
+        mechanism.value,
+        scheme,
+        rounds,
+        delta,
+        population=clients or 1,
+        dimension=dimension or 1,
+        dropout=dropout,
+        **others,
+    )
+
+
+def _scheme(
+    sampling: Sampling, rounds: int, rate: float | None, size: int | None, clients: int | None
+) -> SamplingScheme:
+    from privfed.errors import SettingError
+    from privfed.privacy.sampling import (
+        FixedSizeSampling,
+        FullParticipation,
+        PoissonSampling,
+        RoundRobinSampling,
+    )
+
+    sized = {"size", "clients"}
+    needs = {Sampling.POISSON: {"rate"}, Sampling.FIXED: sized, Sampling.ROUND_ROBIN: sized, Sampling.ALL: set()}
     given = {key for key, value in (("rate", rate), ("size", size), ("clients", clients)) if value is not None}
-    for key in sorted(needs - given):
+    for key in sorted(needs[sampling] - given):
         raise SettingError(f"is missing: sampling {sampling.value} needs it", where=f"--{key}")
-    for key in sorted(given - needs):
+    for key in sorted(given - needs[sampling] - {"clients"}):
         raise SettingError(f"does not go with sampling {sampling.value}", where=f"--{key}", remedy="Remove it")
     if rate is not None:
         return PoissonSampling(rate)
-    return FixedSizeSampling(size, clients) if size is not None and clients is not None else FullParticipation()
+    if size is not None and clients is not None:
+        if sampling is Sampling.FIXED:
+            return FixedSizeSampling(size, clients)
+        return RoundRobinSampling(size, clients, rounds)
+    return FullParticipation()
 
 
-def _print_guarantee(guarantee: Any, as_json: bool) -> None:
+def _print_guarantees(plan: PrivacyPlan, noise_multiplier: float, as_json: bool) -> None:
+    """Against whoever sees the release first, then by observer."""
+    from privfed.privacy.accounting import statements
+
+    guarantees = plan.guarantees(noise_multiplier)
     if as_json:
-        _print_json(guarantee.as_json())
-        return
-    from privfed.privacy.accounting import MODELS_ONLY, statements
-
-    typer.echo("\n".join(statements(dict.fromkeys(sorted(MODELS_ONLY), guarantee))))
+        by_observer = {observer: guarantee.as_json() for observer, guarantee in guarantees.items()}
+        _print_json(
+            {**guarantees["release"].as_json(), "noise_multiplier": noise_multiplier, "observers": by_observer}
+        )
+    else:
+        typer.echo("\n".join([f"noise multiplier {noise_multiplier:.6g}", *statements(guarantees)]))
 
 
 def _print_json(value: Any) -> None:

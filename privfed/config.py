@@ -111,17 +111,17 @@ class Training(Section):
 class Cohort(Section):
     """``[cohort]``: who takes part in a round."""
 
-    sampling: Literal["poisson", "fixed", "all"] = "all"
+    sampling: Literal["poisson", "fixed", "round_robin", "all"] = "all"
     rate: Rate | None = None
     """Of ``poisson``: each client takes part with this probability, independently."""
     size: Count | None = None
-    """Of ``fixed``: so many clients, without replacement."""
+    """Of ``fixed``: so many clients, without replacement. Of ``round_robin``: so many, in a fixed order."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability that a sampled client vanishes in the round, at a stage drawn uniformly."""
 
     @model_validator(mode="after")
     def _fits(self) -> Cohort:
-        needed = {"poisson": "rate", "fixed": "size"}.get(self.sampling)
+        needed = {"poisson": "rate", "fixed": "size", "round_robin": "size"}.get(self.sampling)
         for key in ("rate", "size"):
             given = getattr(self, key) is not None
             if key == needed and not given:

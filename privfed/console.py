@@ -38,8 +38,8 @@ class Console:
     def progress(self, title: str, steps: int, done: int = 0) -> Iterator[Advance]:
         """A bar with the time to go on a terminal, about ``PLAIN_LINES`` lines elsewhere.
 
-        ``done`` of the ``steps`` are behind already. Yields a function to call after each step, with a few words on
-        how it stands.
+        ``done`` of the ``steps`` are behind already. Yields a function to call after each step, with a few
+        words on how it stands.
         """
         if self._quiet:
             yield lambda _: None

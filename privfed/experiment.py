@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from privfed.config import Attacks as AttackSettings
 from privfed.config import Cohort as CohortSettings
@@ -28,19 +26,17 @@ from privfed.federated.streams import Streams
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, train
 from privfed.models.build import build_model
 from privfed.models.functional import Model, Vector
-from privfed.privacy.accounting import Guarantee, by_observer, times
-from privfed.privacy.calibration import smallest_noise, smallest_where
-from privfed.privacy.distributed import DistributedParams
+from privfed.privacy.accounting import Guarantee
 from privfed.privacy.ledger import Header, Ledger
-from privfed.privacy.mechanisms import (
-    AdaptiveClipping,
-    CentralGaussian,
-    DistributedNoise,
-    LocalGaussian,
-    Mechanism,
-    NoMechanism,
+from privfed.privacy.mechanisms import Mechanism, NoMechanism
+from privfed.privacy.plan import PrivacyPlan
+from privfed.privacy.sampling import (
+    FixedSizeSampling,
+    FullParticipation,
+    PoissonSampling,
+    RoundRobinSampling,
+    SamplingScheme,
 )
-from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling, SamplingScheme
 from privfed.secagg import ProtocolSum, RingSum
 from privfed.transcript import Plan
 
@@ -65,6 +61,8 @@ class Experiment:
     def sampling(self) -> SamplingScheme:
         """How cohorts are drawn: what the sampler does and the accountant is told."""
         cohort = self.settings.cohort
+        if cohort.sampling == "round_robin" and cohort.size is not None:
+            return RoundRobinSampling(cohort.size, self.population.clients, self.settings.training.rounds)
         if cohort.rate is not None:
             return PoissonSampling(cohort.rate)
         if cohort.size is not None:
@@ -77,123 +75,53 @@ class Experiment:
         return Streams(self.settings.training.seed, self.settings.privacy.randomness == "secure")
 
     @cached_property
-    def mechanism(self) -> Mechanism:
-        """Clipping and noise."""
-        return self.mechanism_with(self.noise_multiplier)
-
-    def mechanism_with(self, noise_multiplier: float | None) -> Mechanism:
-        """The mechanism of the settings with so much noise."""
-        privacy = self.settings.privacy
-        if noise_multiplier is None:
-            return NoMechanism(privacy.clip_norm)
+    def privacy_plan(self) -> PrivacyPlan | None:
+        """All that ε depends on but the noise; ``None`` without a mechanism."""
+        privacy, masking = self.settings.privacy, self.settings.secure_aggregation
+        if privacy.mechanism == "none":
+            return None
         assert privacy.clip_norm is not None  # the settings were checked
-        secure = privacy.randomness == "secure"
-        if privacy.mechanism == "adaptive":
-            return AdaptiveClipping(
-                privacy.clip_norm,
-                noise_multiplier,
-                expected_cohort=self.expected_cohort,
-                quantile=privacy.quantile,
-                rate=privacy.quantile_rate,
-                secure=secure,
-            )
-        if privacy.mechanism == "local":
-            return LocalGaussian(privacy.clip_norm, noise_multiplier, secure)
-        if privacy.mechanism in ("discrete_gaussian", "skellam"):
-            return self._distributed(privacy.mechanism, privacy.clip_norm, noise_multiplier, secure)
-        return CentralGaussian(privacy.clip_norm, noise_multiplier, secure)
-
-    def _distributed(
-        self,
-        noise: Literal["discrete_gaussian", "skellam"],
-        clip_norm: float,
-        noise_multiplier: float,
-        secure: bool,
-    ) -> DistributedNoise:
-        masking = self.settings.secure_aggregation
-        params = DistributedParams.for_cohort(
-            noise,
-            clip_norm,
-            self.model.dimension,
-            noise_multiplier,
-            expected_survivors=self.expected_survivors,
-            cohort_size=self.largest_cohort,
+        return PrivacyPlan(
+            kind=privacy.mechanism,
+            sampling=self.sampling,
+            rounds=self.settings.training.rounds,
+            delta=privacy.delta,
+            clip_norm=privacy.clip_norm,
+            population=self.population.clients,
+            dropout=self.settings.cohort.dropout,
+            secure=privacy.randomness == "secure",
+            quantile=privacy.quantile,
+            quantile_rate=privacy.quantile_rate,
+            dimension=self.model.dimension,
             ring_bits=masking.ring_bits,
-        )
-        return DistributedNoise(
-            noise,
-            params,
-            self.population.clients,
-            threshold=masking.threshold or 2,
             masked=masking.mode == "protocol",
+            threshold=masking.threshold or 2,
             colluders=masking.colluders,
             seed=self.settings.training.seed,
-            secure=secure,
         )
 
-    @property
-    def expected_survivors(self) -> int:
-        """Clients whose inputs arrive in a round, on average, rounded down."""
-        return max(1, math.floor(self.expected_cohort * (1 - self.settings.cohort.dropout)))
-
     @cached_property
-    def largest_cohort(self) -> int:
-        """Clients in a round, which a Poisson cohort exceeds with a probability below 2⁻⁴⁰."""
-        rate, clients = self.settings.cohort.rate, self.population.clients
-        if rate is None:
-            return math.ceil(self.expected_cohort)
-        from scipy.stats import binom
+    def mechanism(self) -> Mechanism:
+        """Clipping and noise."""
+        if self.privacy_plan is None or self.noise_multiplier is None:
+            return NoMechanism(self.settings.privacy.clip_norm)
+        return self.privacy_plan.mechanism(self.noise_multiplier)
 
-        return min(clients, int(binom.isf(2.0**-40, clients, rate)) + 1)
-
-    def guarantees_of(self, mechanism: Mechanism, rounds: int) -> dict[str, Guarantee]:
-        """By observer, what ``rounds`` rounds of ``mechanism`` spend when as many clients survive as expected."""
-        releases = mechanism.releases(self.sampling, self.expected_survivors)
-        spent = times(releases, 1 if mechanism.whole_run else rounds)
-        return by_observer([spent], self.settings.privacy.delta) if releases else {}
-
-    @cached_property
-    def guarantees(self) -> dict[str, Guarantee]:
-        """By observer, what the whole run is planned to spend; nothing without a mechanism."""
-        return self.guarantees_of(self.mechanism, self.rounds)
-
-    def calibrated(self, epsilon: float) -> float:
-        """The least noise multiplier with ε within the target against ``privacy.against``."""
-
-        def spent(noise_multiplier: float) -> float:
-            return self._stated(self.guarantees_of(self.mechanism_with(noise_multiplier), rounds))
-
-        rounds, privacy = self.settings.training.rounds, self.settings.privacy
-        if privacy.mechanism in ("discrete_gaussian", "skellam"):
-            return smallest_where(spent, epsilon)
-        return smallest_noise(spent, epsilon, privacy.delta)
-
-    def _stated(self, guarantees: Mapping[str, Guarantee]) -> float:
-        """ε against ``privacy.against``: an observer, or the worst of those that are protected."""
-        against = self.settings.privacy.against
-        if against == "protected":
-            return max(g.epsilon for g in guarantees.values())
-        if against not in guarantees:
-            raise SettingError(
-                f"the mechanism {self.settings.privacy.mechanism} does not protect from it",
-                where="privacy.against",
-                value=against,
-                remedy=f"Protected here: {', '.join(guarantees) or 'nobody'}",
-            )
-        return guarantees[against].epsilon
+    def guarantees(self, rounds: int | None = None) -> dict[str, Guarantee]:
+        """By observer, what the whole run (or its first ``rounds``) plans to spend; empty without a mechanism."""
+        if self.privacy_plan is None or self.noise_multiplier is None:
+            return {}
+        return replace(self.privacy_plan, rounds=self.rounds if rounds is None else rounds).guarantees(
+            self.noise_multiplier
+        )
 
     @cached_property
     def rounds(self) -> int:
         """Rounds to train: those of the settings, or as many as ``privacy.max_epsilon`` allows."""
-        most, limit = self.settings.training.rounds, self.settings.privacy.max_epsilon
-        if limit is None or self.noise_multiplier is None:
-            return most
-        low, high = 0, most  # ε rises with the rounds: the largest count within the limit
-        while low < high:
-            middle = (low + high + 1) // 2
-            spent = self._stated(self.guarantees_of(self.mechanism, middle))
-            low, high = (middle, high) if spent <= limit else (low, middle - 1)
-        return low
+        privacy = self.settings.privacy
+        if privacy.max_epsilon is None or self.privacy_plan is None or self.noise_multiplier is None:
+            return self.settings.training.rounds
+        return self.privacy_plan.rounds_within(self.noise_multiplier, privacy.max_epsilon, privacy.against)
 
     @cached_property
     def divisor(self) -> float | None:
@@ -389,7 +317,8 @@ def compose(settings: Settings) -> Experiment:
         return experiment
     noise = privacy.noise_multiplier
     if noise is None and privacy.epsilon is not None:
-        noise = experiment.calibrated(privacy.epsilon)
+        assert experiment.privacy_plan is not None  # there is a mechanism
+        noise = experiment.privacy_plan.calibrate(privacy.epsilon, privacy.against)
     return replace(experiment, noise_multiplier=noise)
 
 

@@ -166,8 +166,7 @@ def _train(
                 file.write(report.as_json())
             spent = None
             if report.metrics.round in spent_at:
-                of_each = experiment.guarantees_of(experiment.mechanism, report.metrics.round)
-                spent = min(g.epsilon for g in of_each.values())
+                spent = min(g.epsilon for g in experiment.guarantees(report.metrics.round).values())
             advances[0](_state(report, spent))
 
         return experiment.run(spending, observe, replace(keeping, resumed=resumed))

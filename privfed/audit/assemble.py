@@ -287,7 +287,7 @@ def _spent_by_round(m: Material) -> dict[int, float]:
         return {}
     if verify_ledger(m.folder.ledger).spent != len(m.result.reports):
         return {}
-    return {n: e.guarantees_of(e.mechanism, n)["release"].epsilon for n in marks(len(m.result.reports))}
+    return {n: e.guarantees(n)["release"].epsilon for n in marks(len(m.result.reports))}
 
 
 def _attack(exposure: Exposure) -> ev.AttackEvidence:
@@ -335,7 +335,7 @@ def _abort_limit(m: Material) -> list[str]:
     """Whether a round aborts depends on the cohort's size, which the mechanism does not noise."""
     e = m.experiment
     chance = _secure_aggregation(m).abort_probability
-    promised = e.guarantees.get("release")
+    promised = e.guarantees().get("release")
     if not chance or promised is None or not math.isfinite(promised.epsilon):
         return []
     # Neighbours whose runs do not abort are indistinguishable up to (ε, δ); runs that abort, at most so likely

@@ -10,7 +10,7 @@ from scipy.stats import binom
 
 from privfed.federated.streams import Purpose, Streams
 from privfed.privacy.randomness import bernoulli, choice, uniform
-from privfed.privacy.sampling import FixedSizeSampling, PoissonSampling, SamplingScheme
+from privfed.privacy.sampling import FixedSizeSampling, PoissonSampling, RoundRobinSampling, SamplingScheme
 from privfed.secagg import Stage
 
 VANISHING_STAGES: tuple[Stage | None, ...] = (None, Stage.ADVERTISE_KEYS, Stage.SHARE_KEYS, Stage.MASKED_INPUT)
@@ -35,6 +35,10 @@ def sample_cohort(number: int, clients: int, scheme: SamplingScheme, dropout: fl
         sampled = np.flatnonzero(bernoulli(source, scheme.rate, clients))
     elif isinstance(scheme, FixedSizeSampling):
         sampled = np.sort(choice(source, clients, scheme.size))
+    elif isinstance(scheme, RoundRobinSampling):
+        # One fixed order for the whole run, and for its resumption: nobody's privacy rests on it.
+        order = np.random.default_rng(streams.key(Purpose.ORDER, 0)).permutation(clients)
+        sampled = np.sort(order[list(scheme.cohort(number))])
     else:
         sampled = np.arange(clients)
     cohort = tuple(int(client) for client in sampled)
@@ -58,7 +62,7 @@ def abort_probability(clients: int, scheme: SamplingScheme, dropout: float, thre
     sizes = np.arange(1, clients + 1)
     if isinstance(scheme, PoissonSampling):
         chances = binom.pmf(sizes, clients, scheme.rate)
-    elif isinstance(scheme, FixedSizeSampling):
+    elif isinstance(scheme, FixedSizeSampling | RoundRobinSampling):
         chances = (sizes == scheme.size).astype(float)
     else:
         chances = (sizes == clients).astype(float)

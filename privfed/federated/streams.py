@@ -17,9 +17,10 @@ class Purpose(IntEnum):
     ROUNDING = 4
     NOISE = 5
     CLIENT_NOISE = 6
+    ORDER = 7
 
 
-_SIMULATION = frozenset({Purpose.DROPOUT, Purpose.SHUFFLE})
+_SIMULATION = frozenset({Purpose.DROPOUT, Purpose.SHUFFLE, Purpose.ORDER})
 """Not secret in any mode: who vanishes is a simulation, and the order of examples protects nobody."""
 
 

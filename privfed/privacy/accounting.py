@@ -19,8 +19,8 @@ from privfed.privacy.sampling import (
     FullParticipation,
     KnownCohorts,
     PoissonSampling,
+    RoundRobinSampling,
     SamplingScheme,
-    SeparatedParticipation,
 )
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _event(release: Release) -> Any:
     if isinstance(release.sampling, PoissonSampling) and release.sampling.rate < 1:
         gaussian = dp.GaussianDpEvent(release.noise_multiplier)
         return dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(release.sampling.rate, gaussian), release.count)
-    if isinstance(release.sampling, PoissonSampling | FullParticipation | KnownCohorts | SeparatedParticipation):
+    if isinstance(release.sampling, PoissonSampling | FullParticipation | KnownCohorts | RoundRobinSampling):
         # T unsampled Gaussians are one Gaussian of T times the signal-to-noise ratio squared: exact, and fast.
         return dp.GaussianDpEvent(release.noise_multiplier / math.sqrt(release.count))
     raise PrivacyError("no event is known for this sampling scheme", value=release.sampling.describe())

@@ -137,20 +137,38 @@ class HiddenCohorts:
 
 
 @dataclass(frozen=True)
-class SeparatedParticipation:
-    """Every client takes part at most ``participations`` times, ``separation`` or more rounds apart.
+class RoundRobinSampling:
+    """Cohorts of ``size`` go round a fixed order of ``population`` clients; nothing about them is random.
 
-    Nothing is random: the (k, b)-participation of Choquette-Choo et al. (2023) that correlated noise is made for.
+    Each client takes part at most ``participations`` times in ``rounds`` rounds, ``separation`` or more apart: the
+    (k, b)-participation of Choquette-Choo et al. (2023) that correlated noise is made for.
     """
 
-    participations: int
-    separation: int
-    name: str = "separated"
+    size: int
+    population: int
+    rounds: int
+    name: str = "round_robin"
 
     def __post_init__(self) -> None:
-        for key in ("participations", "separation"):
-            if getattr(self, key) < 1:
-                raise PrivacyError("must be at least 1", where=key, value=getattr(self, key))
+        if not 1 <= self.size <= self.population:
+            raise PrivacyError(f"a cohort has from 1 to {self.population} clients", where="size", value=self.size)
+        if self.rounds < 0:
+            raise PrivacyError("must be 0 or more", where="rounds", value=self.rounds)
+
+    @property
+    def separation(self) -> int:
+        """Rounds from one participation of a client to its next, at least."""
+        return self.population // self.size
+
+    @property
+    def participations(self) -> int:
+        """Of one client, at most."""
+        return -(-self.rounds * self.size // self.population)
+
+    def cohort(self, number: int) -> tuple[int, ...]:
+        """Places in the order of the clients of round ``number``, from 1."""
+        first = (number - 1) * self.size
+        return tuple((first + i) % self.population for i in range(self.size))
 
     @property
     def neighbouring(self) -> str:
@@ -159,7 +177,10 @@ class SeparatedParticipation:
 
     def describe(self) -> str:
         """In the words of a report."""
-        return f"none: each client in at most {self.participations} rounds, {self.separation} or more apart"
+        return (
+            f"round-robin, {self.size} of {self.population}: each client in at most {self.participations} rounds, "
+            f"{self.separation} or more apart"
+        )
 
 
 def scheme_to_json(scheme: SamplingScheme) -> dict[str, Any]:
@@ -179,7 +200,7 @@ def scheme_from_json(values: Mapping[str, Any]) -> SamplingScheme:
         "all": FullParticipation,
         "known": KnownCohorts,
         "hidden": HiddenCohorts,
-        "separated": SeparatedParticipation,
+        "round_robin": RoundRobinSampling,
     }
     kind = schemes.get(str(values.get("name")))
     try:
