@@ -293,15 +293,17 @@ class LedgerSpending:
         self.ledger.abort(round_number, reason)
 
 
-def compose(settings: Settings) -> Experiment:
+def compose(settings: Settings, population: Population | None = None) -> Experiment:
     """Load the data, build the model, calibrate the noise; everything that can be refused is refused here.
+
+    ``population`` takes the place of the data that the settings name.
 
     Raises:
         PrivFedError: Data, model or privacy settings do not fit.
     """
     configure_threads()
     check_attacks(settings.attacks)
-    population = load_population(settings)
+    population = load_population_of(settings) if population is None else population
     chosen = settings.model
     model = build_model(
         chosen.name,
@@ -322,7 +324,7 @@ def compose(settings: Settings) -> Experiment:
     return replace(experiment, noise_multiplier=noise)
 
 
-def load_population(settings: Settings) -> Population:
+def load_population_of(settings: Settings) -> Population:
     """Read the dataset and spread it over clients."""
     data = settings.data
     dataset = load_dataset(data.source, folder=data.folder, data_dir=data.data_dir, manual_dir=data.manual_dir)

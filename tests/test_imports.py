@@ -16,7 +16,9 @@ FIRST_PARTY = ("privfed", "attacks")
 TENSORFLOW = ("tensorflow", "tensorflow_datasets", "tensorflow_federated", "tensorflow_privacy")
 
 EVERYBODY = (
+    "privfed.api",
     "privfed.cli",
+    "privfed.sweep",
     "privfed.experiment",
     "privfed.runs",
     "privfed.exposure",
