@@ -106,6 +106,8 @@ class Training(Section):
     """Rounds from one checkpoint to the next; a killed run goes on from the last one."""
     patience: Count | None = None
     """Stop after so many evaluations without a lower held-out loss."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard's event files."""
 
 
 class Cohort(Section):

@@ -23,6 +23,7 @@ from privfed.files import write_text
 from privfed.privacy.accounting import marks, statements
 from privfed.privacy.ledger import verify_ledger
 from privfed.rundir import TRANSCRIPT, MetricsFile, RunFolder
+from privfed.tensorboard import EventFile
 from privfed.transcript import Observer
 
 
@@ -149,7 +150,7 @@ def _train(
     baseline: bool = False,
 ) -> TrainingResult:
     with ExitStack() as stack:
-        files: list[MetricsFile] = []
+        files: list[MetricsFile | EventFile] = []
         advances: list[Advance] = []
         spent_at = set() if experiment.noise_multiplier is None else set(marks(experiment.rounds))
 
@@ -157,6 +158,11 @@ def _train(
             if folder is not None:
                 earlier = [report.as_json() for report in reports]
                 files.append(stack.enter_context(folder.metrics(baseline=baseline, earlier=earlier)))
+                if experiment.settings.training.tensorboard and not baseline:
+                    events = stack.enter_context(EventFile(folder.path))
+                    for values in earlier:
+                        events.write(values)
+                    files.append(events)
             if reports:
                 console.say(f"going on after round {len(reports)}")
             advances.append(stack.enter_context(console.progress(title, experiment.rounds, len(reports))))

@@ -73,3 +73,19 @@ def test_populations_of_ones_own() -> None:
 def test_wrong_settings_are_refused(population: Population, tables: dict[str, Any], words: str) -> None:
     with pytest.raises(PrivFedError, match=words):
         train(population, "softmax", **tables)
+
+
+def test_metrics_as_tensorboard_events(population: Population, tmp_path: Path) -> None:
+    from tensorflow.core.util.event_pb2 import Event
+    from tensorflow.data import TFRecordDataset
+
+    tables = {**TABLES, "training": {**TABLES["training"], "tensorboard": True}}
+    run = train(population, "softmax", out=tmp_path, **tables)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    seen: dict[tuple[str, int], float] = {}
+    for record in TFRecordDataset(str(path)).as_numpy_iterator():
+        event = Event.FromString(record)
+        for value in event.summary.value:
+            seen[value.tag, event.step] = float(np.frombuffer(value.tensor.tensor_content, np.float32)[0])
+    assert seen["test_accuracy", 3] == pytest.approx(run.metrics["test_accuracy"][3])
+    assert ("weights_sha256", 1) not in seen

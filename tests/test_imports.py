@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "privfed.audit.evidence": (),
     "privfed.report": ("privfed.audit.evidence", "privfed.errors"),
+    "privfed.tensorboard": (),
     "privfed.console": ("privfed.audit.evidence", "privfed.errors"),
 }
 """By part (a package or a module; the longest name that fits counts), what of ours it imports beside itself."""
