@@ -197,6 +197,19 @@ def test_a_right_rerun_in_the_same_folder(run: Run, experiment: Path, tmp_path: 
     assert run("train", experiment, "--out", out, *change)[0] == 0
 
 
+def test_a_training_that_diverges(run: Run, experiment: Path, tmp_path: Path) -> None:
+    """Known only once it trains, after its progress: the last line says so, and the folder can still be judged."""
+    out = tmp_path / "run"
+    changes = ["training.rounds=3", "training.learning_rate=1e37", "training.server_learning_rate=1e30"]
+    code, lines = run("train", experiment, "--out", out, *(part for c in changes for part in ("--set", c)))
+    assert code == 2
+    check_refusal(
+        (code, lines[-1:]), "training: ", "diverged: after round 1 ", "Lower training.server_learning_rate"
+    )
+    assert not any("Warning" in line or "Traceback" in line for line in lines)
+    assert run("verify", out)[0] == 0
+
+
 @pytest.mark.parametrize("command", ["train", "audit"])
 def test_a_folder_that_cannot_be_written(run: Run, experiment: Path, tmp_path: Path, command: str) -> None:
     out = tmp_path / "file" / "run"

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from privfed.errors import PrivFedError
 from privfed.federated.checkpoint import Progress
 from privfed.federated.cohorts import Cohort
 from privfed.federated.evaluation import Evaluation, Evaluator
@@ -145,6 +146,9 @@ def train(
         spending: The ledger.
         observe: Called after each round.
         keeping: Checkpoints, and when to stop early.
+
+    Raises:
+        PrivFedError: The training diverged. What it spent until then is on the ledger.
     """
     started = time.perf_counter()
     keeper = keeping.keeper
@@ -158,7 +162,14 @@ def train(
     keeping.resumed(result.reports)
     while at.round < rounds and not _plateau(result.reports, keeping.patience):
         number = at.round + 1
-        outcome = _spend_and_run(one_round, number, at, sample(number), spending)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused in words below
+            outcome = _spend_and_run(one_round, number, at, sample(number), spending)
+        if not np.isfinite(outcome.weights).all():
+            raise PrivFedError(
+                f"the training diverged: after round {number} the model's weights are not finite",
+                where="training",
+                remedy="Lower training.server_learning_rate or training.learning_rate",
+            )
         last = number == rounds
         evaluation = evaluator(outcome.weights) if number % evaluate_every == 0 or last else None
         report = RoundReport(outcome.metrics, evaluation, digest(outcome.weights))
