@@ -32,6 +32,10 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for the run's files: ne
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: --set privacy.epsilon=4")
 ]
+SearchOut = Annotated[
+    Path, typer.Option("--out", help="Folder for all trials: new, empty, or of the same search.")
+]
+Jobs = Annotated[int, typer.Option(min=1, max=64, help="Trials beside each other, each in a process of its own.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
 
 
@@ -124,6 +128,38 @@ def attack(
         _print_json({"outcomes": outcomes})
     else:
         console.outcomes(outcomes)
+
+
+@app.command()
+def sweep(
+    experiment: Experiment,
+    out: SearchOut,
+    vary: Annotated[
+        list[str],
+        typer.Option(metavar="KEY=VALUE,…", help="Vary a setting; privacy.epsilon=inf is without noise."),
+    ] = [],  # noqa: B006 - typer copies it
+    seeds: Annotated[int, typer.Option(min=1, help="Trials of each combination, each with its own seed.")] = 1,
+    jobs: Jobs = 1,
+    baseline: Annotated[
+        Path | None, typer.Option(help="CSV with epsilon,accuracy,label: another system's curve.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Train over a grid of settings and seeds; show accuracy against ε, and what the sweep itself spends."""
+    from privfed.console import Console
+    from privfed.sweep.grid import Base
+    from privfed.sweep.run import run_sweep, show_sweep
+
+    console = Console(quiet=as_json)
+    base = Base(experiment, tuple(overrides))
+    result = run_sweep(base, vary, seeds, jobs, out, console, baseline=baseline)
+    if as_json:
+        _print_json(result.model_dump(mode="json"))
+    else:
+        show_sweep(result, out, console)
+    if result.status != "complete":
+        raise typer.Exit(1)
 
 
 @app.command()

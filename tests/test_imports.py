@@ -24,6 +24,7 @@ EVERYBODY = (
     "privfed.exposure",
     "privfed.verification",
     "privfed.audit.assemble",
+    "privfed.sweep.worker",
 )
 """The composition root and the commands: they know everybody, and nobody else knows them."""
 
@@ -63,6 +64,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "privfed.report": ("privfed.audit.evidence", "privfed.errors"),
     "privfed.tensorboard": (),
     "privfed.console": ("privfed.audit.evidence", "privfed.errors"),
+    # Many runs. Training is left to worker processes, which are started and not imported.
+    "privfed.sweep": (
+        "privfed.audit.evidence",
+        "privfed.config",
+        "privfed.console",
+        "privfed.errors",
+        "privfed.files",
+        "privfed.privacy",
+        "privfed.report",
+        "privfed.rundir",
+    ),
 }
 """By part (a package or a module; the longest name that fits counts), what of ours it imports beside itself."""
 

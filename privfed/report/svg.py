@@ -80,12 +80,19 @@ def round_step(rough: float) -> float:
     return next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough * (1 - 1e-9))
 
 
-def drawing(name: str, title: str, description: str, parts: Iterable[Markup], height: float = HEIGHT) -> Markup:
+def drawing(
+    name: str,
+    title: str,
+    description: str,
+    parts: Iterable[Markup],
+    height: float = HEIGHT,
+    width: float = WIDTH,
+) -> Markup:
     """An SVG element, read out as ``title`` and ``description``; ``name`` is unique on the page."""
     return Markup(
         '<svg class="plot" viewBox="0 0 {} {}" role="img" aria-labelledby="{}-t {}-d">'
         '<title id="{}-t">{}</title><desc id="{}-d">{}</desc>{}</svg>'
-    ).format(_n(WIDTH), _n(height), name, name, name, title, name, description, Markup("").join(parts))
+    ).format(_n(width), _n(height), name, name, name, title, name, description, Markup("").join(parts))
 
 
 def frame(x: Axis, y: Axis, x_title: str, y_title: str) -> list[Markup]:

@@ -1,0 +1,135 @@
+"""From a sweep to one self-contained HTML page: pure, in the report's style."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from privfed.audit.evidence import PrivacyLoss
+from privfed.report import numbers
+from privfed.report.selection import shortened
+from privfed.sweep.cost import ADVICE, Composition
+from privfed.sweep.page.figure import trade_off
+from privfed.sweep.record import Sweep, in_words, shown
+from privfed.sweep.trial import OBSERVERS, TrialResult
+
+TABLE_ROWS = 2000
+
+
+def render_sweep(sweep: Sweep) -> str:
+    """The page: no network request; its one script sorts the table, and the page does without it."""
+    environment = _environment()
+    script = environment.get_template("sort.js").render().strip()
+    return environment.get_template("sweep.html.j2").render(
+        s=sweep,
+        figure=trade_off(sweep),
+        loss_terms=_loss_terms(sweep.trials),
+        costs=_costs(sweep),
+        advice=ADVICE,
+        best=sweep.cost.selected,
+        keys=_headings(list(sweep.varied)),
+        rows=sweep.trials[:TABLE_ROWS],
+        observers=OBSERVERS,
+        counts={
+            status: sum(t.status == status for t in sweep.trials) for status in ("done", "failed", "unfinished")
+        },
+        settings=[(key, value) for key, value in _flat(sweep.settings) if key not in sweep.varied],
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader("privfed.sweep"), PackageLoader("privfed.report")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": numbers.count,
+        "percent": numbers.percent,
+        "eps": numbers.epsilon,
+        "power": numbers.power,
+        "ratio": numbers.ratio,
+        "duration": numbers.duration,
+        "moment": numbers.moment,
+        "short": shortened,
+        "in_words": in_words,
+        "shown": shown,
+        "sort_key": _sort_key,
+    }
+    return environment
+
+
+def _costs(sweep: Sweep) -> list[tuple[str, str, list[tuple[list[str], PrivacyLoss]], str]]:
+    """Rows of the cost's table: a heading, a line below it, ε by group of observers, and why."""
+    cost = sweep.cost
+    rows = [("All trials together", _counted(cost.together), _grouped(cost.together.privacy), cost.together.why)]
+    if cost.protected is not None:
+        part = cost.protected
+        note = f"{_counted(part)}, leaving out those without any mechanism"
+        rows.append(("The protected trials together", note, _grouped(part.privacy), part.why))
+    if cost.selected is not None:
+        one = cost.selected
+        note = f"{in_words(one.values) or 'as configured'}, seed {one.seed}"
+        rows.append(("The most accurate protected trial alone", note, _grouped(one.privacy), ""))
+    return rows
+
+
+def _counted(part: Composition) -> str:
+    return f"{part.trials} run{'' if part.trials == 1 else 's'} on the same clients"
+
+
+def _grouped(losses: dict[str, PrivacyLoss]) -> list[tuple[list[str], PrivacyLoss]]:
+    """Observers that share one privacy loss, finite ones first."""
+    groups: dict[PrivacyLoss, list[str]] = {}
+    for observer in OBSERVERS:
+        if observer in losses:
+            groups.setdefault(losses[observer], []).append(observer)
+    found = [(observers, loss) for loss, observers in groups.items()]
+    return sorted(found, key=lambda item: math.isinf(item[1].epsilon))
+
+
+def _loss_terms(trials: Sequence[TrialResult]) -> list[tuple[PrivacyLoss, list[str]]]:
+    """What the trials' ε depend on: once for all observers and trials that share it."""
+    shared: dict[tuple[object, ...], tuple[PrivacyLoss, list[str]]] = {}
+    for trial in trials:
+        for observer, loss in trial.privacy.items():
+            key = (loss.unit, loss.neighbouring, loss.sampling, loss.delta)
+            observers = shared.setdefault(key, (loss, []))[1]
+            if observer not in observers:
+                observers.append(observer)
+    return list(shared.values())
+
+
+def _headings(keys: list[str]) -> list[tuple[str, str]]:
+    last = [key.rpartition(".")[2] for key in keys]
+    return list(zip(keys, last if len(set(last)) == len(last) else keys, strict=True))
+
+
+def _sort_key(value: Any) -> str:
+    """For the script: numbers as numbers, ∞ behind them."""
+    if value is None:
+        return ""
+    if value == "inf":
+        return "Infinity"
+    return str(value).replace("inf", "Infinity") if isinstance(value, float) else str(value)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", "not set" if value is None else shown(value)))
+    return found
