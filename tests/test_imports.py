@@ -96,14 +96,14 @@ PACKAGES = {module_name(path) for package in FIRST_PARTY for path in (ROOT / pac
 
 
 def inside(name: str, part: str) -> bool:
-    """Whether ``name`` is the module or package ``part``, or in it; in ``privfed`` itself is its ``__init__`` only."""
+    """Whether ``name`` is the module or package ``part``, or in it; ``privfed`` is its ``__init__`` only."""
     return name == part or (part != "privfed" and name.startswith(f"{part}."))
 
 
 def imports(module: str, source: str) -> Iterator[str]:
     """Full names of all that ``module`` imports: anywhere in it, under ``TYPE_CHECKING`` and in functions too.
 
-    ``from package import name`` gives ``package.name``: whether ``name`` is a module or not, ``package`` covers it.
+    ``from package import name`` gives ``package.name``: ``package`` covers it, whether it is a module or not.
     """
     package = module if module in PACKAGES else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(source)):
@@ -201,7 +201,7 @@ def test_allowed_imports_are_not_found() -> None:
 
 
 def test_help_account_and_calibrate_do_not_wait_for_tensorflow() -> None:
-    terms = "--sampling poisson --rate 0.1 --rounds 3 --delta 1e-5 --json".split()
+    terms = ["--sampling", "poisson", "--rate", "0.1", "--rounds", "3", "--delta", "1e-5", "--json"]
     commands = [
         ["--help"],
         *([name, "--help"] for name in ("audit", "train", "attack", "verify", "report", "datasets")),
