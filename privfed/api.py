@@ -33,7 +33,7 @@ from privfed.experiment import Experiment, compose, load_population_of
 from privfed.exposure import AS_CONFIGURED, attack_all, own_updates
 from privfed.federated.training import TrainingResult
 from privfed.privacy.accounting import Guarantee, statements
-from privfed.privacy.ledger import verify_ledger
+from privfed.privacy.ledger_report import verify_ledger
 from privfed.rundir import RunFolder
 from privfed.runs import train_protected
 from privfed.transcript import Observer

@@ -27,7 +27,8 @@ from privfed.federated.training import Keeping, RoundReport, Spending, TrainingR
 from privfed.models.build import build_model
 from privfed.models.functional import Model, Vector
 from privfed.privacy.accounting import Guarantee
-from privfed.privacy.ledger import Header, Ledger
+from privfed.privacy.ledger import Ledger
+from privfed.privacy.ledger_entries import Header
 from privfed.privacy.mechanisms import Mechanism, NoMechanism
 from privfed.privacy.plan import PrivacyPlan
 from privfed.privacy.sampling import (

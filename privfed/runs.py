@@ -21,7 +21,7 @@ from privfed.federated.checkpoint import Checkpoints
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, digest
 from privfed.files import write_text
 from privfed.privacy.accounting import marks, statements
-from privfed.privacy.ledger import verify_ledger
+from privfed.privacy.ledger_report import verify_ledger
 from privfed.rundir import TRANSCRIPT, MetricsFile, RunFolder
 from privfed.tensorboard import EventFile
 from privfed.transcript import Observer

@@ -16,7 +16,7 @@ from privfed.config import Settings, load_settings
 from privfed.errors import OutputError, PrivFedError
 from privfed.privacy.accounting import statements
 from privfed.privacy.errors import LedgerError
-from privfed.privacy.ledger import LedgerReport, verify_ledger
+from privfed.privacy.ledger_report import LedgerReport, verify_ledger
 from privfed.rundir import LEDGER, METRICS, SETTINGS, TRANSCRIPT, WEIGHTS
 from privfed.transcript import Observer
 

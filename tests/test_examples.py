@@ -19,7 +19,7 @@ from privfed.cli import app
 from privfed.config import Settings, load_settings
 from privfed.console import Console
 from privfed.errors import DataError
-from privfed.privacy.ledger import verify_ledger
+from privfed.privacy.ledger_report import verify_ledger
 from privfed.verification import verify_run
 
 ROOT = Path(__file__).parents[1]

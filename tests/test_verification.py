@@ -18,7 +18,9 @@ from privfed.audit.evidence import Evidence
 from privfed.config import Settings, dump_toml, load_settings, resolve_settings
 from privfed.errors import OutputError
 from privfed.privacy.accounting import MODELS_ONLY, Guarantee, ObservedRelease, Release, account
-from privfed.privacy.ledger import Header, Ledger, verify_ledger
+from privfed.privacy.ledger import Ledger
+from privfed.privacy.ledger_entries import Header
+from privfed.privacy.ledger_report import verify_ledger
 from privfed.privacy.sampling import PoissonSampling
 from privfed.report import render_folder, write_report
 from privfed.verification import Verification, verify_run

@@ -18,7 +18,7 @@ from privfed.audit.membership import LossThresholdMembership
 from privfed.federated.cohorts import abort_probability
 from privfed.federated.training import TrainingResult, digest
 from privfed.privacy.accounting import Guarantee, marks
-from privfed.privacy.ledger import verify_ledger
+from privfed.privacy.ledger_report import verify_ledger
 from privfed.rundir import TRANSCRIPT, RunFolder
 from privfed.transcript import Observer
 

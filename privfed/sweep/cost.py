@@ -12,7 +12,7 @@ from privfed.config import Settings, load_settings
 from privfed.errors import PrivFedError
 from privfed.privacy.accounting import Guarantee, ObservedRelease, by_observer
 from privfed.privacy.errors import LedgerError, PrivacyError
-from privfed.privacy.ledger import spent_releases
+from privfed.privacy.ledger_report import spent_releases
 from privfed.report.numbers import epsilon
 from privfed.rundir import LEDGER, SETTINGS
 from privfed.sweep.trial import OBSERVERS, TrialResult, losses_of

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 from mechanism_calls import central, on_server
 
-from privfed.privacy import ledger as ledger_module
 from privfed.privacy.accounting import account
 from privfed.privacy.errors import LedgerError, PrivacyError
-from privfed.privacy.ledger import GENESIS, Header, Ledger, verify_ledger
+from privfed.privacy.ledger import Ledger
+from privfed.privacy.ledger_entries import GENESIS, Header, entry_hash
+from privfed.privacy.ledger_report import verify_ledger
 from privfed.privacy.mechanisms import CentralGaussian
 from privfed.privacy.randomness import SeededSource, SystemSource
 from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling, SamplingScheme
 
 SCHEME = PoissonSampling(0.1)
-ROW = {"observers": ["release"], "sampling": {"name": "poisson", "rate": 0.1}, "noise_multiplier": 1.0, "shares": None}
+POISSON = {"name": "poisson", "rate": 0.1}
+ROW = {"observers": ["release"], "sampling": POISSON, "noise_multiplier": 1.0, "shares": None}
 RESEARCH = Header("settings", "gaussian", "client", 1e-5, secure=False)
 
 
@@ -145,7 +147,7 @@ def test_an_unbroken_chain_of_senseless_entries_is_refused(
         del entry["sha256"]
         if position == number:
             entry[field] = value
-        previous = entry["sha256"] = ledger_module._hash(entry)
+        previous = entry["sha256"] = entry_hash(entry)
         lines.append(json.dumps(entry) + "\n")
     path.write_text("".join(lines))
     with pytest.raises(LedgerError):

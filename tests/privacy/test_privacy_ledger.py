@@ -13,7 +13,9 @@ from mechanism_calls import central
 
 from privfed.privacy.accounting import account
 from privfed.privacy.errors import LedgerError
-from privfed.privacy.ledger import GENESIS, Header, Ledger, verify_ledger
+from privfed.privacy.ledger import Ledger
+from privfed.privacy.ledger_entries import GENESIS, Header
+from privfed.privacy.ledger_report import verify_ledger
 from privfed.privacy.sampling import PoissonSampling
 
 SCHEME = PoissonSampling(0.1)

@@ -1,4 +1,4 @@
-"""One contract for every mechanism: bounded contributions, noise of the claimed scale, state that is arrays only."""
+"""One contract for every mechanism: bounded contributions, noise of the claimed scale, state of arrays only."""
 
 from __future__ import annotations
 
