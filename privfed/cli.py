@@ -163,6 +163,39 @@ def sweep(
 
 
 @app.command()
+def tune(
+    experiment: Experiment,
+    out: SearchOut,
+    budget: Annotated[int, typer.Option(min=1, max=1000, help="Trials in all.")] = 30,
+    ranges: Annotated[
+        list[str],
+        typer.Option("--range", metavar="KEY=LOW:HIGH[:log]", help="Search a setting here; KEY=none leaves it."),
+    ] = [],  # noqa: B006 - typer copies it
+    objective: Annotated[
+        str, typer.Option(help="What is to be large: test_accuracy or train_accuracy.")
+    ] = "test_accuracy",
+    seed: Annotated[int, typer.Option(min=0, help="Of the search; each training has its own.")] = 0,
+    jobs: Jobs = 1,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Search clip norm, learning rates, local epochs and momentum; state what the search itself spends."""
+    from privfed.console import Console
+    from privfed.sweep.grid import Base
+    from privfed.sweep.tune import run_tune, show_tune
+
+    console = Console(quiet=as_json)
+    base = Base(experiment, tuple(overrides))
+    result = run_tune(base, ranges, budget, jobs, out, console, objective=objective, seed=seed)
+    if as_json:
+        _print_json(result.model_dump(mode="json"))
+    else:
+        show_tune(result, out, console)
+    if result.status != "complete":
+        raise typer.Exit(1)
+
+
+@app.command()
 def account(
     noise_multiplier: Annotated[
         float,

@@ -32,7 +32,7 @@ class Console:
     def say(self, text: str) -> None:
         """One line about what comes next."""
         if not self._quiet:
-            self._err.print(text, markup=False)
+            self._err.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, title: str, steps: int, done: int = 0) -> Iterator[Advance]:

@@ -25,11 +25,11 @@ class Campaign:
         results: By trial, in the order they were asked for; ``unfinished`` until it is known better.
     """
 
-    def __init__(self, folders: TrialFolders, runner: Runner, console: Console, title: str) -> None:
-        self._folders, self._runner, self._console, self._title = folders, runner, console, title
+    def __init__(self, folders: TrialFolders, runner: Runner, console: Console) -> None:
+        self._folders, self._runner, self._console = folders, runner, console
         self.results: dict[str, TrialResult] = {}
 
-    def run(self, trials: Sequence[Trial]) -> list[TrialResult]:
+    def run(self, trials: Sequence[Trial], title: str = "trial") -> list[TrialResult]:
         """Run what is not done yet; a trial that fails does not keep the others from running.
 
         Raises:
@@ -45,10 +45,10 @@ class Campaign:
                 waiting.append(trial)
         if len(waiting) < len(trials):
             done = len(trials) - len(waiting)
-            self._console.say(f"{self._title}: {done} of {len(trials)} trials are done already")
+            self._console.say(f"{title}: {done} of {len(trials)} trials are done already")
         if waiting:
             rounds = sum(trial.settings.training.rounds for trial in waiting)
-            with Watch(self._console, self._title, len(waiting), rounds).open() as watch:
+            with Watch(self._console, title, len(waiting), rounds).open() as watch:
                 self._runner.run(
                     [(trial, self._folders.of(trial)) for trial in waiting], lambda event: self._note(event, watch)
                 )

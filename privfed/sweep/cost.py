@@ -41,7 +41,7 @@ class SearchCost(Part):
     protected: Composition | None
     """Without the trials that have no mechanism; ``None`` when there are none of those, or of the others."""
     selected: TrialResult | None
-    """The most accurate of the protected trials, or of all when none is protected; its ε are its own alone."""
+    """The trial that was chosen; its ε are its own alone."""
     statement: str
 
 
@@ -65,13 +65,12 @@ class Spent:
         return self.settings.privacy.mechanism != "none"
 
 
-def search_cost(out: Path, results: Sequence[TrialResult]) -> SearchCost:
-    """What everything below ``out`` spends, and what the selected trial spends by itself."""
+def search_cost(out: Path, chosen: TrialResult | None) -> SearchCost:
+    """What everything below ``out`` spends, and what the ``chosen`` trial spends by itself."""
     spent = list(read_spent(out / "trials"))
     together = compose(spent)
     protected = [one for one in spent if one.protected]
     apart = compose(protected) if 0 < len(protected) < len(spent) else None
-    chosen = select(results)
     return SearchCost(
         together=together,
         protected=apart,

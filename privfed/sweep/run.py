@@ -13,7 +13,7 @@ from privfed.console import Console
 from privfed.errors import Stopped
 from privfed.files import write_text
 from privfed.sweep.campaign import LOGS, Campaign, claimed
-from privfed.sweep.cost import search_cost
+from privfed.sweep.cost import search_cost, select
 from privfed.sweep.grid import Base, grid, parse_axis, typed_value
 from privfed.sweep.page import render_sweep
 from privfed.sweep.pool import Pool, Runner
@@ -57,7 +57,7 @@ def run_sweep(
     settings = base.settings()
     against = settings.privacy.against
     with claimed(out, FILES) as folders, Pool(jobs, out / LOGS) as pool:
-        campaign = Campaign(folders, runner or pool, console, "trial")
+        campaign = Campaign(folders, runner or pool, console)
         interrupted = False
         try:
             campaign.run(trials)
@@ -75,7 +75,7 @@ def run_sweep(
             observer=against if against in OBSERVERS else "release",
             trials=results,
             summaries=tuple(summaries(results)),
-            cost=search_cost(out, results),
+            cost=search_cost(out, select(results)),
             baseline=points,
             seconds=time.monotonic() - started,
         )

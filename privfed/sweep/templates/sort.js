@@ -1,4 +1,5 @@
 "use strict";
+for (const words of document.querySelectorAll(".with-script")) words.hidden = false;
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const value = (row, column) => row.cells[column].dataset.sort ?? row.cells[column].textContent.trim();
