@@ -2,8 +2,8 @@
 
 Half of the trials are spread evenly, the experiment's own settings first; then generations of points around the
 best ones; at the end the finalists are trained again with other seeds. The best of many noisy trials is lucky as
-well as good, so that the finalists, the experiment's own settings among them, are compared by these fresh trainings
-alone.
+well as good, so that the finalists, the experiment's own settings among them, are compared by these fresh
+trainings alone.
 
 All trials have the experiment's number of rounds and spend the same: noise is calibrated to the rounds, which is
 why short trials are no stand-in for long ones here (as successive halving would have it).
@@ -224,7 +224,7 @@ class Search:
         return self._score(self._campaign.results[self._start.id]) if self._start else None
 
     def _finalists(self) -> list[TrialResult]:
-        """The best of the search, and the experiment's own settings: nothing replaces them without a comparison."""
+        """The best of the search, and the experiment's own settings, which nothing replaces uncompared."""
         ranked = self.ranked()
         start = [r for r in ranked if self._start is not None and r.id == self._start.id]
         others = [r for r in ranked if r not in start]
