@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -81,19 +81,34 @@ class Pool:
             threading.Thread(target=_serve, args=(worker, waiting, events.put, stopping), daemon=True)
             for worker in self._workers[: len(trials)]
         ]
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads) or not events.empty():
-            try:
-                observe(events.get(timeout=POLL_SECONDS))
-            except queue.Empty:
-                pass
-            except KeyboardInterrupt:
-                for worker in self._workers:
-                    worker.signal(signal.SIGKILL if stopping.is_set() else signal.SIGTERM)
-                stopping.set()
+        with self._stop_requests(stopping):
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads) or not events.empty():
+                with contextlib.suppress(queue.Empty):
+                    observe(events.get(timeout=POLL_SECONDS))
         if stopping.is_set():
             raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def _stop_requests(self, stopping: threading.Event) -> Iterator[None]:
+        """Handlers in place of the exception, which could come between two lines and lose an event."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+            yield
+            return
+
+        def stop(number: int, frame: object) -> None:
+            again = stopping.is_set()
+            stopping.set()
+            for worker in self._workers:
+                worker.signal(signal.SIGKILL if again else signal.SIGTERM)
+
+        earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
 
 
 def split_cores(jobs: int) -> list[list[int]]:
@@ -119,6 +134,7 @@ def _serve(
         try:
             worker.train(trial, folder, tell)
         except Exception as error:  # noqa: BLE001 - a thread's error must reach the trial, or nobody hears of it
+            worker.kill()
             tell(Event(trial, "failed", words=f"{type(error).__name__}: {error}"))
 
 
@@ -163,6 +179,12 @@ class _Worker:
         self._asked_to_stop = True
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End a process that does not speak the protocol; the next trial gets a new one."""
+        if self._process is not None:
+            self._process.kill()
+        self.close()
 
     def close(self) -> None:
         """Let the process end; it is idle."""
