@@ -226,4 +226,5 @@ def test_an_accepted_codec_is_fine_enough(cohort: int, dimension: int) -> None:
     except ParameterError:
         assume(False)
     assert codec.scale >= 256
-    assert codec.rounding_slack <= 1 / 16
+    # The slack in floating point is rounded up; what is refused is decided exactly.
+    assert codec.rounding_slack <= (1 + 1e-7) / 16
