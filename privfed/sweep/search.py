@@ -30,7 +30,7 @@ SPENDING = (
 )
 """What no search may move: all trials are to spend the same, on the same clients. Rounds are among it, since the
 noise is calibrated to them, so that a short trial says little about a long one."""
-FIRST_SPREAD, SHRINK = 0.2, 0.7
+FIRST_SPREAD, SHRINK = 0.15, 0.75
 """Standard deviation of the first refinement, of each range's width, and what each further one has of it."""
 MOST_DRAWS = 100
 

@@ -87,7 +87,7 @@ def log_axis(values: Sequence[float], span: tuple[float, float]) -> Axis:
     ends = span[1] - span[0]
     own = sorted({float(f"{value:.2g}") for value in values})
     places = [(math.log10(value) - low) / (high - low) * ends for value in own]
-    if len(own) > 1 and all(after - before > LABEL_WIDTH for before, after in pairwise(places)):
+    if own and all(after - before > LABEL_WIDTH for before, after in pairwise(places)):
         ticks = [math.log10(value) for value in own]
         return Axis(low, high, span[0], span[1], tuple(ticks), lambda tick: f"{10**tick:.2g}")
     decades = range(math.floor(low), math.ceil(high) + 1)
