@@ -77,17 +77,17 @@ class SecureCorrelatedNoise:
 
     Adding a rounded ``C⁻¹·Z`` to a sum would not do: its low bits are not those of any distribution that a proof
     speaks of. What is proven is ``Y = C·X + Z`` on one grid: ``X`` are sums rounded to multiples of ``grid``, the
-    entries of ``C`` are multiples of ``2^-ENTRY_BITS``, so ``C·X`` is on the grid ``grid · 2^-ENTRY_BITS`` exactly, and
-    ``Z`` is discrete Gaussian on that same grid. Each row of ``Y`` then has the Rényi divergences of a Gaussian at
-    most (Canonne, Kamath & Steinke 2020, Theorem 4), the rows' shifts are bounded together by the sensitivity
-    whatever the releases before, and so they compose to those of one Gaussian (Feldman & Zrnic 2021, Theorem 3.1). What is released is ``C⁻¹·Y``, solved row
-    by row from rows of ``Y`` and *earlier releases*, never from true sums: whatever floating point does to it is
-    post-processing. In exact arithmetic it is ``X + C⁻¹·Z``.
+    entries of ``C`` are multiples of ``2^-ENTRY_BITS``, so ``C·X`` is on the grid ``grid · 2^-ENTRY_BITS``
+    exactly, and ``Z`` is discrete Gaussian on that same grid. Each row of ``Y`` then has the Rényi divergences of
+    a Gaussian at most (Canonne, Kamath & Steinke 2020, Theorem 4), the rows' shifts are bounded together by the
+    sensitivity whatever the releases before, and so they compose to those of one Gaussian (Feldman & Zrnic 2021,
+    Theorem 3.1). What is released is ``C⁻¹·Y``, solved row by row from rows of ``Y`` and *earlier releases*, never
+    from true sums: whatever floating point does to it is post-processing. In exact arithmetic it is ``X + C⁻¹·Z``.
 
     Rounding can lengthen a client's part of each sum by ``room``, for which the clip must leave room.
 
-    A tree is refused. Its one noise vector a round stands for several nodes' noise, weighted by numbers on no common
-    grid; and it is less accurate than as many bands as it keeps vectors wherever participations are that far apart.
+    A tree is refused. Its one noise vector a round stands for several nodes' noise, weighted by numbers on no
+    common grid.
 
     Attributes:
         strategy: What correlates the noise.
@@ -121,7 +121,7 @@ class SecureCorrelatedNoise:
         return (2**62 - ROOM_FOR_NOISE) // int(_steps(magnitudes, 2.0**-ENTRY_BITS).sum())
 
     def initialize(self, dimension: int) -> State:
-        """The state before row 1: rows used, then ``bands - 1`` rounded sums, then as many releases, each ``[d]``."""
+        """The state before row 1: rows used, ``bands - 1`` rounded sums, and as many releases, each ``[d]``."""
         kept = self.strategy.bands - 1
         return (np.array(0), *[np.zeros(dimension, np.int64)] * kept, *[np.zeros(dimension)] * kept)
 
@@ -135,8 +135,8 @@ class SecureCorrelatedNoise:
             source: Of fresh noise.
 
         Raises:
-            PrivacyError: The row is not the state's next one or beyond the strategy's rounds, the sum is not finite
-                or too large for the grid, or the source is a seed.
+            PrivacyError: The row is not the state's next one or beyond the strategy's rounds, the sum is not
+                finite or too large for the grid, or the source is a seed.
         """
         check_row(state, row, self.strategy.rounds)
         if isinstance(source, SeededSource):
@@ -192,8 +192,8 @@ def remember(vectors: State, newest: NDArray[Any]) -> State:
 def _tree_step(tree: BinaryTree, row: int, nodes: State, fresh: Vector) -> tuple[Vector, State]:
     """What round ``row`` changes in the noise of the prefix sum, and the noise of that sum's nodes by level.
 
-    The nodes that round ``row`` merges leave the prefix's binary decomposition (their arrays become empty), and the
-    topmost node that it finishes joins it.
+    The nodes that round ``row`` merges leave the prefix's binary decomposition (their arrays become empty), and
+    the topmost node that it finishes joins it.
     """
     top = tree.level(row)
     estimate, merged = np.zeros_like(fresh), np.zeros_like(fresh)
@@ -209,4 +209,5 @@ def _tree_step(tree: BinaryTree, row: int, nodes: State, fresh: Vector) -> tuple
 
 
 def _steps(values: Vector, grid: float) -> NDArray[np.int64]:
-    return np.rint(values / grid).astype(np.int64)
+    steps: NDArray[np.int64] = np.rint(values / grid).astype(np.int64)
+    return steps

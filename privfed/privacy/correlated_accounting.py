@@ -1,7 +1,7 @@
 """What a whole training with correlated noise spends: one Gaussian mechanism, in closed form.
 
-All rounds together release ``C·X + Z``, which one client moves by ``clip_norm · sensitivity`` in L2 norm at most. With
-noise of standard deviation ``noise_multiplier · clip_norm · sensitivity`` in every entry of ``Z`` that is one
+All rounds together release ``C·X + Z``, which one client moves by ``clip_norm · sensitivity`` in L2 norm at most.
+With noise of standard deviation ``noise_multiplier · clip_norm · sensitivity`` in every entry of ``Z`` that is one
 Gaussian mechanism with that noise multiplier, for everybody who sees the models of any or all rounds, and who may
 know every cohort. Its ε is independent of the number of rounds, but for the sensitivity. So
 

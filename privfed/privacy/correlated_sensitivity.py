@@ -1,8 +1,9 @@
 """How far one client can move the strategy's image of all rounds, whichever rounds it takes part in.
 
-(k, b)-participation (Choquette-Choo et al. 2023): at most k rounds, each b or more after the one before. For a set π
-of rounds, ``C·X`` moves by at most ``sqrt(Σ_{s,t∈π} |CᵀC|[s, t])`` when every update has norm 1; that is reached, by
-equal updates, where ``CᵀC`` has no negative entry (Choquette-Choo et al. 2023, "Multi-Epoch Matrix Factorization …").
+(k, b)-participation (Choquette-Choo et al. 2023): at most k rounds, each b or more after the one before. For a set
+π of rounds, ``C·X`` moves by at most ``sqrt(Σ_{s,t∈π} |CᵀC|[s, t])`` when every update has norm 1; that is
+reached, by equal updates, where ``CᵀC`` has no negative entry (Choquette-Choo et al. 2023, "Multi-Epoch Matrix
+Factorization …").
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SEARCH_STEPS = 2_000
 SEARCH_QUEUE = 300_000
 """Sets of rounds that it keeps."""
 TOLERANCE = 1e-12
-"""Relative; what float64 sums may be off by. The search ends this close to the truth, and its result allows for it."""
+"""Relative: how close to the truth the search ends, and what is added to its result for that."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def banded_sensitivity(squares: Array, participations: int, separation: int) -> 
 
 
 def gram_sensitivity(gram: Array, participations: int, separation: int) -> Bound:
-    """From ``CᵀC`` ``[T, T]`` of any ``C``, by search in the given order of rounds, and if need be in the reverse one.
+    """From ``CᵀC`` ``[T, T]`` of any ``C``, by search in the given order of rounds, and if need be in the reverse
+    one.
 
     Raises:
         PrivacyError: A limit is below 1.
@@ -104,7 +106,7 @@ def _search(gram: Array, participations: int, separation: int) -> tuple[float, b
 
 
 def _later(gram: Array, participations: int, separation: int) -> Array:
-    """``[n, s]``: the largest sum of ``gram[s, ·]`` over n rounds that may follow round s, ``[participations, T]``."""
+    """Largest sum of ``gram[s, ·]`` over n rounds that may follow round s, at ``[n, s]``, ``[participations, T]``."""
     rounds = len(gram)
     after = np.arange(rounds) + separation
     best = np.zeros((rounds + separation, rounds))

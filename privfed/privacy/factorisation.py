@@ -2,10 +2,10 @@
 
 Round t releases the sum of its clipped updates ``X_t`` plus row t of ``C⁻¹·Z``, where the rows of ``Z`` ``[T, d]``
 are independent Gaussian noise. What all rounds release together is a function of ``C·X + Z`` and the other way
-round: one Gaussian mechanism (Denisov et al. 2022, Theorem 2.1: also when ``X_t`` depends on earlier releases, since
-``C`` is lower triangular). The prefix sums, which is where the model is after t rounds of plain SGD, carry the noise
-``B·Z`` with ``B = A·C⁻¹``. Only prefix sums count as error here: server momentum and a learning rate that falls are
-run on top of them, and no strategy is fitted to them.
+round: one Gaussian mechanism (Denisov et al. 2022, Theorem 2.1: also when ``X_t`` depends on earlier releases,
+since ``C`` is lower triangular). The prefix sums, which is where the model is after t rounds of plain SGD, carry
+the noise ``B·Z`` with ``B = A·C⁻¹``. Only prefix sums count as error here: server momentum and a learning rate
+that falls are run on top of them, and no strategy is fitted to them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from privfed.privacy.toeplitz import best_coefficients
 Array = NDArray[np.float64]
 
 ENTRY_BITS = 16
-"""Entries of banded strategies are multiples of ``2^-ENTRY_BITS``, so that integer noise can use the same matrix."""
+"""Entries of banded strategies are multiples of ``2^-ENTRY_BITS``, so that integer noise can use the same ones."""
 
 
 SMALLEST_DIAGONAL = 2.0**-8
@@ -67,12 +67,12 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class Banded:
-    """``C[t, s] = c[t - s] / norm[s]`` on ``bands`` diagonals (Choquette-Choo et al. 2023, "(Amplified) Banded …").
+    """``C[t, s] = c[t - s] / norm[s]`` on ``bands`` diagonals (Choquette-Choo et al. 2023, "(Amplified) Banded
+    …").
 
     Attributes:
-        rounds: ``T``.
-        coefficients: ``c``, starting with a positive one.
-        normalised: Whether columns are scaled to norm 1. The last ``bands - 1`` columns of a Toeplitz matrix are cut
+        rounds: ``T``. coefficients: ``c``, starting with a positive one. normalised: Whether columns are scaled to
+        norm 1. The last ``bands - 1`` columns of a Toeplitz matrix are cut
             off by its end and so shorter; scaled up, the last rounds have less noise at the same sensitivity.
     """
 
@@ -137,16 +137,17 @@ class Banded:
 class BinaryTree:
     """Binary-tree aggregation with Honaker's estimate from below (Honaker 2015; Kairouz et al. 2021).
 
-    Every node of a binary tree over the rounds is a noisy sum of its rounds. A prefix sum is the sum of the nodes of
-    its binary decomposition, each of them not as it is, but averaged with the sum of its two children's estimates by
-    inverse variances: at level l, of 2^l rounds, an estimate has variance ``v(l) = 2^l / (2^(l+1) - 1)``. No later
-    node is used, so this is the best unbiased estimate that the noisy nodes finished by then allow.
+    Every node of a binary tree over the rounds is a noisy sum of its rounds. A prefix sum is the sum of the nodes
+    of its binary decomposition, each of them not as it is, but averaged with the sum of its two children's
+    estimates by inverse variances: at level l, of 2^l rounds, an estimate has variance ``v(l) = 2^l / (2^(l+1) -
+    1)``. No later node is used, so this is the best unbiased estimate that the noisy nodes finished by then allow.
 
-    Of the nodes that round t finishes only the topmost is ever used again, and the fresh noise of all of them enters
-    its estimate together, with variance ``s(k)²``, ``s(0) = 1``, ``s(l)² = v(l)² + (1-v(l))²·s(l-1)²``, where 2^k is
-    the largest power of two that divides t. So one noise vector a round is enough, ``B`` is square and lower
-    triangular, and ``C = B⁻¹·A`` is an ordinary strategy of exactly what is released. Its sensitivity is below that of
-    the tree with all its ``2T - 1`` nodes, which are not released (3.08 for 3.32 at 1,024 rounds, one participation).
+    Of the nodes that round t finishes only the topmost is ever used again, and the fresh noise of all of them
+    enters its estimate together, with variance ``s(k)²``, ``s(0) = 1``, ``s(l)² = v(l)² + (1-v(l))²·s(l-1)²``,
+    where 2^k is the largest power of two that divides t. So one noise vector a round is enough, ``B`` is square
+    and lower triangular, and ``C = B⁻¹·A`` is an ordinary strategy of exactly what is released. Its sensitivity is
+    below that of the tree with all its ``2T - 1`` nodes, which are not released (3.08 for 3.32 at 1,024 rounds,
+    one participation).
 
     Attributes:
         rounds: ``T``; any number, not powers of two only.
@@ -164,7 +165,7 @@ class BinaryTree:
 
     @cached_property
     def weights(self) -> Array:
-        """``v``: the weight of a node's own noisy sum in its estimate, and its variance, by level, ``[levels]``."""
+        """``v``: the weight of a node's noisy sum in its estimate, whose variance it is too, by level, ``[levels]``."""
         size = 2.0 ** np.arange(self.levels)
         return np.asarray(size / (2 * size - 1))
 
@@ -184,8 +185,8 @@ class BinaryTree:
     def matrix(self) -> Array:
         """``C``, all of it 0 or more, ``[T, T]``.
 
-        Row t, solved for its fresh noise, is the estimate of the topmost node, less the share that the estimates of
-        its left child, that node's right child's left child and so on have in it.
+        Row t, solved for its fresh noise, is the estimate of the topmost node, less the share that the estimates
+        of its left child, that node's right child's left child and so on have in it.
         """
         dense = np.zeros((self.rounds, self.rounds))
         for t in range(1, self.rounds + 1):
@@ -249,7 +250,8 @@ def banded(rounds: int, bands: int) -> Banded:
 
 
 def prefix_error(strategy: Strategy, participations: int, separation: int) -> Error:
-    """Of all prefix sums, each coordinate, per unit of clip norm and noise multiplier: ``sensitivity · |rows of B|``.
+    """Of all prefix sums, each coordinate, per unit of clip norm and noise multiplier: ``sensitivity · |rows of
+    B|``.
 
     Strategies compare by it at equal privacy. Dense: ``T³/3`` multiplications.
     """

@@ -23,10 +23,11 @@ def square_root_coefficients(bands: int) -> Array:
 
 @lru_cache(maxsize=32)
 def best_coefficients(rounds: int, bands: int) -> tuple[float, ...]:
-    """Coefficients ``c``, the first one 1, that minimise ``|A·C⁻¹|² · |c|²`` over Toeplitz ``C`` with ``bands`` bands.
+    """Coefficients ``c``, the first one 1, that minimise ``|A·C⁻¹|² · |c|²`` over Toeplitz ``C`` with ``bands``
+    bands.
 
-    That is the mean squared error of the prefix sums at equal privacy when a client's columns do not overlap. L-BFGS
-    from the square root's coefficients: about ten evaluations of ``rounds · bands`` operations.
+    That is the mean squared error of the prefix sums at equal privacy when a client's columns do not overlap.
+    L-BFGS from the square root's coefficients: about ten evaluations of ``rounds · bands`` operations.
     """
     if bands == 1:
         return (1.0,)
