@@ -185,7 +185,9 @@ def weighted_sum(entries: Vector, vectors: State) -> Vector | float:
 
 
 def remember(vectors: State, newest: NDArray[Any]) -> State:
-    """The same number of vectors, the newest last."""
+    """The same number of vectors, the newest last; it is given away as well, and so made read-only."""
+    if vectors:
+        newest.setflags(write=False)
     return (*vectors[1:], newest) if vectors else ()
 
 

@@ -106,7 +106,7 @@ def _search(gram: Array, participations: int, separation: int) -> tuple[float, b
 
 
 def _later(gram: Array, participations: int, separation: int) -> Array:
-    """Largest sum of ``gram[s, ·]`` over n rounds that may follow round s, at ``[n, s]``, ``[participations, T]``."""
+    """At ``[n, s]`` the largest sum of ``gram[s, ·]`` over n rounds after round s, ``[participations, T]``."""
     rounds = len(gram)
     after = np.arange(rounds) + separation
     best = np.zeros((rounds + separation, rounds))

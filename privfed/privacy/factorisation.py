@@ -165,7 +165,7 @@ class BinaryTree:
 
     @cached_property
     def weights(self) -> Array:
-        """``v``: the weight of a node's noisy sum in its estimate, whose variance it is too, by level, ``[levels]``."""
+        """``v``: weight of a node's noisy sum in its estimate, and the variance of that, by level, ``[levels]``."""
         size = 2.0 ** np.arange(self.levels)
         return np.asarray(size / (2 * size - 1))
 

@@ -61,7 +61,9 @@ def test_states_are_small_never_changed_and_go_on_from_a_copy(strategy: Banded |
     fresh = np.random.default_rng(2).normal(size=(13, 4))
     states: list[State] = [stream.initialize(4)]
     for t in range(1, 14):
-        states.append(stream.step(states[-1], t, fresh[t - 1])[1])
+        noise, state = stream.step(states[-1], t, fresh[t - 1])
+        states.append(state)
+        assert not (noise.flags.writeable and any(np.shares_memory(noise, part) for part in state))
         assert len(states[-1]) == 1 + stream.memory
     assert sum(part.size for part in states[-1]) <= 1 + 4 * stream.memory
     expected = rows(strategy, fresh)
