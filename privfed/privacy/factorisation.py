@@ -27,8 +27,6 @@ Array = NDArray[np.float64]
 
 ENTRY_BITS = 16
 """Entries of banded strategies are multiples of ``2^-ENTRY_BITS``, so that integer noise can use the same ones."""
-
-
 SMALLEST_DIAGONAL = 2.0**-8
 """Smallest entry on the diagonal of a banded strategy."""
 
@@ -165,7 +163,7 @@ class BinaryTree:
 
     @cached_property
     def weights(self) -> Array:
-        """``v``: weight of a node's noisy sum in its estimate, and the variance of that, by level, ``[levels]``."""
+        """``v``: weight of a node's noisy sum in its estimate; also the estimate's variance; ``[levels]``."""
         size = 2.0 ** np.arange(self.levels)
         return np.asarray(size / (2 * size - 1))
 
