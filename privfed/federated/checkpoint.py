@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from privfed.federated.round import RoundState, Vector
 from privfed.files import replacing
 from privfed.transcript import Plan, RoundRecord, Transcript
 
-VERSION = 1
+VERSION = 2
 KEPT = 2
 """Checkpoints that stay: the newest, and the one before it."""
 _HASH_BYTES = 32
@@ -38,7 +38,7 @@ class Progress:
         state: Of the server's optimizer and the mechanism.
         reports: Lines of ``metrics.jsonl`` so far.
         stage_costs: Bytes and seconds by stage so far.
-        recorded: Rounds whose records the transcript holds.
+        recorded: Rounds whose records the transcript holds, each with the SHA-256 of its record's file.
     """
 
     round: int
@@ -46,7 +46,7 @@ class Progress:
     state: RoundState
     reports: list[dict[str, Any]] = field(default_factory=list)
     stage_costs: dict[str, tuple[int, float]] = field(default_factory=dict)
-    recorded: list[int] = field(default_factory=list)
+    recorded: dict[int, str] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -54,9 +54,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self._folder, self._fingerprint = folder, fingerprint
+        self._unusable: set[Path] = set()
 
     def save(self, progress: Progress) -> Path:
-        """Write one; on disk when this returns. Older ones beyond ``KEPT`` are removed."""
+        """Write one; on disk when this returns. Older ones beyond ``KEPT``, and unusable ones, are removed."""
         meta = {
             "version": VERSION,
             "settings": self._fingerprint,
@@ -80,22 +81,29 @@ class Checkpoints:
         path = self._folder / f"round-{progress.round:08d}.ckpt"
         with replacing(path) as file:
             file.write(content + hashlib.sha256(content).digest())
-        for old in self._files()[KEPT:]:
-            old.unlink(missing_ok=True)
+        self._unusable.discard(path)
+        # A later one is of rounds that were lost and are being repeated.
+        usable = [other for other in self._files() if other <= path and other not in self._unusable]
+        for other in self._files():
+            if other not in usable[:KEPT]:
+                other.unlink(missing_ok=True)
         return path
 
-    def save_record(self, plan: Plan, record: RoundRecord) -> None:
-        """Write one recorded round; on disk when this returns."""
+    def save_record(self, plan: Plan, record: RoundRecord) -> str:
+        """Write one recorded round; on disk when this returns. Returns the file's SHA-256."""
         self._folder.mkdir(exist_ok=True)
         piece = Transcript(plan, record.weights, record.new_weights, 1, [record])
-        piece.save(self._record_file(record.round))
+        return piece.save(self._record_file(record.round))
 
-    def load_records(self, rounds: list[int], warn: Warn) -> list[RoundRecord]:
-        """The records of ``rounds``; ``warn`` hears of each that is gone."""
+    def load_records(self, recorded: Mapping[int, str], warn: Warn) -> list[RoundRecord]:
+        """The records of the rounds in ``recorded``; ``warn`` hears of each that is gone or changed."""
         records = []
-        for number in rounds:
+        for number, digest in recorded.items():
+            path = self._record_file(number)
             try:
-                records += Transcript.load(self._record_file(number)).records
+                if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+                    raise ValueError("its hash does not fit")
+                records += Transcript.load(path).records
             except (OSError, ValueError, KeyError) as error:
                 warn(f"the record of round {number} cannot be used ({error}); no attack will see it")
         return records
@@ -105,11 +113,14 @@ class Checkpoints:
 
     def newest(self, warn: Warn) -> Progress | None:
         """The newest checkpoint that is whole; ``warn`` hears of each that is not. ``None`` without any."""
-        for path in self._files():
+        paths = self._files()
+        for path in paths:
             try:
                 return self._load(path)
             except (OSError, ValueError, KeyError) as error:
-                warn(f"{path.name} cannot be used ({error}); going back to the one before it")
+                self._unusable.add(path)
+                instead = "starting over" if path == paths[-1] else "going back to the one before it"
+                warn(f"{path.name} cannot be used ({error}); {instead}")
         return None
 
     def _files(self) -> list[Path]:
@@ -134,5 +145,5 @@ class Checkpoints:
                 state,
                 meta["reports"],
                 {stage: (cost[0], cost[1]) for stage, cost in meta["stage_costs"].items()},
-                meta["recorded"],
+                {int(number): digest for number, digest in meta["recorded"].items()},
             )

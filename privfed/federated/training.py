@@ -84,12 +84,12 @@ class Keeper(Protocol):
         """Where it stood."""
         ...
 
-    def load_records(self, rounds: list[int], warn: Callable[[str], None]) -> list[RoundRecord]:
+    def load_records(self, recorded: Mapping[int, str], warn: Callable[[str], None]) -> list[RoundRecord]:
         """What the transcript held then."""
         ...
 
-    def save_record(self, plan: Plan, record: RoundRecord) -> None:
-        """Keep a recorded round."""
+    def save_record(self, plan: Plan, record: RoundRecord) -> str:
+        """Keep a recorded round; returns the hash by which it is known again."""
         ...
 
     def save(self, progress: Progress) -> object:
@@ -180,9 +180,10 @@ def train(
         at.round, at.weights, at.state = number, outcome.weights, outcome.state
         if number in record_rounds:
             result.transcript.records.append(outcome.record)
-            at.recorded.append(number)
             if keeper:
-                keeper.save_record(plan, outcome.record)
+                at.recorded[number] = keeper.save_record(plan, outcome.record)
+        # A training that ends early ends with a checkpoint too, or a rerun would spend its last rounds again.
+        last = last or _plateau(result.reports, keeping.patience)
         stopping = keeping.stop() and not last
         if keeper and (stopping or last or number % keeping.every == 0):
             at.reports = [report.as_json() for report in result.reports]
