@@ -419,9 +419,10 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's notes on hardware it did not find
     try:
         app()
-    except KeyboardInterrupt:
-        print("privfed: interrupted; what was spent stays on the ledger", file=sys.stderr)  # noqa: T201 - one line is all
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of an interrupt, without a word
+            print("privfed: interrupted; what was spent stays on the ledger", file=sys.stderr)  # noqa: T201 - one line is all
+        raise
     except Exception as error:
         if not _is_ours(error):
             raise

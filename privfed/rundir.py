@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from privfed.config import Settings, dump_toml, load_settings
 from privfed.errors import OutputError, SettingError
-from privfed.files import replacing, write_text
+from privfed.files import remove_unfinished, replacing, write_text
 
 SETTINGS, LEDGER, METRICS = "config.toml", "ledger.jsonl", "metrics.jsonl"
 BASELINE_METRICS, WEIGHTS, TRANSCRIPT = "metrics-baseline.jsonl", "weights.npy", "transcript.npz"
@@ -61,6 +61,11 @@ class RunFolder:
                 value=foreign[0],
                 remedy="Name an empty or a new folder",
             )
+
+    def remove_unfinished(self) -> None:
+        """Remove the temporary files of killed runs; only for who holds the ledger's lock."""
+        for folder in (self.path, self.checkpoints):
+            remove_unfinished(folder)
 
     @property
     def settings_file(self) -> Path:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from privfed.transcript import Observer
 def run_training(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
     """Train; returns the figures of the end."""
     folder = RunFolder(out, settings)
-    experiment = prepare(settings, console)
+    experiment = compose(settings)  # all that can be refused is refused here, before anything is trained
     result = train_protected(experiment, folder, console)
     final, guarantees = result.final_evaluation, verify_ledger(folder.ledger).guarantees
     return {
@@ -50,7 +50,7 @@ def run_attack(settings: Settings, observer: str, out: Path | None, console: Con
     observers = _observers(observer)
     settings = settings.model_copy(update={"attacks": settings.attacks.model_copy(update={"enabled": True})})
     folder = RunFolder(out, settings) if out else None
-    experiment = prepare(settings, console)
+    experiment = compose(settings)
     result = train_protected(experiment, folder, console)
     setting = own_updates(experiment, result.transcript, AS_CONFIGURED, observers)
     outcomes = [exposure_values(exposure) for exposure in attack_all(experiment, [setting], console)]
@@ -68,7 +68,7 @@ def run_audit(settings: Settings, out: Path, console: Console) -> Any:
 
     started = time.perf_counter()
     folder = RunFolder(out, settings)
-    experiment = prepare(settings, console)
+    experiment = compose(settings)
     result = train_protected(experiment, folder, console)
     baseline = train_baseline(experiment, folder, console) if settings.audit.baseline else None
     exposures: list[Exposure] = []
@@ -93,17 +93,6 @@ def run_audit(settings: Settings, out: Path, console: Console) -> Any:
     return evidence
 
 
-def prepare(settings: Settings, console: Console) -> Experiment:
-    """Everything that can be refused is refused here, before anything is trained."""
-    experiment = compose(settings)  # says nothing before: a refusal stands alone
-    data = experiment.population
-    console.say(
-        f"{settings.name}: {data.name}, {len(data.labels)} examples of {data.clients} clients; "
-        f"{experiment.model.name} with {experiment.model.dimension} weights"
-    )
-    return experiment
-
-
 def train_protected(experiment: Experiment, folder: RunFolder | None, console: Console) -> TrainingResult:
     """The training as configured, on the ledger, its files in ``folder``; in memory only without one.
 
@@ -111,9 +100,12 @@ def train_protected(experiment: Experiment, folder: RunFolder | None, console: C
         Stopped: A signal asked for it; the same command goes on from there.
     """
     if folder is None:
+        _introduce(experiment, console)
         return _train(experiment, None, None, "training", console)
     folder.claim()
     with experiment.open_ledger(folder.ledger) as ledger, _stop_requests(console) as requests:
+        _introduce(experiment, console)  # nothing was said before: a refusal stands alone
+        folder.remove_unfinished()  # the ledger is locked: nobody else is writing them
         checkpoints = Checkpoints(folder.checkpoints, experiment.settings.fingerprint())
         keeping = Keeping(
             checkpoints,
@@ -131,7 +123,17 @@ def train_protected(experiment: Experiment, folder: RunFolder | None, console: C
         folder.save_weights(result.weights)
         result.transcript.save(folder.path / TRANSCRIPT)
         ledger.finish(digest(result.weights))
+        if requests:
+            raise Stopped("stopped after the training; the same command goes on from there", 128 + requests[0])
     return result
+
+
+def _introduce(experiment: Experiment, console: Console) -> None:
+    data = experiment.population
+    console.say(
+        f"{experiment.settings.name}: {data.name}, {len(data.labels)} examples of {data.clients} clients; "
+        f"{experiment.model.name} with {experiment.model.dimension} weights"
+    )
 
 
 def train_baseline(experiment: Experiment, folder: RunFolder, console: Console) -> TrainingResult:
@@ -200,7 +202,8 @@ def _stop_requests(console: Console) -> Iterator[list[int]]:
         if requests and number == signal.SIGINT:
             raise KeyboardInterrupt
         requests.append(number)
-        console.say("stopping after this round; interrupt again to stop at once")
+        with suppress(RuntimeError):  # the signal came while a line was being written
+            console.say("stopping after this round; interrupt again to stop at once")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield requests

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,8 +29,7 @@ def write_report(evidence: Evidence, folder: Path) -> Path:
     page = render_html(evidence)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / REPORT_JSON, report_text(evidence))
-        _write(folder / REPORT_HTML, page)
+        _write({folder / REPORT_HTML: page, folder / REPORT_JSON: report_text(evidence)})
     except OSError as error:
         raise OutputError(
             f"the report cannot be written: {error.strerror}", where=str(folder), remedy="Name another folder"
@@ -75,7 +75,7 @@ def render_folder(folder: Path) -> Path:
     page = folder / REPORT_HTML
     html = render_html(read_report(folder / REPORT_JSON))
     try:
-        _write(page, html)
+        _write({page: html})
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=str(page)) from None
     return page
@@ -117,18 +117,30 @@ def _without_doublets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return tree
 
 
-def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are private by default; a run's files are not
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    folder = os.open(path.parent, os.O_RDONLY)
+def _write(texts: Mapping[Path, str]) -> None:
+    """Write files of one folder: all of them, or none and the old ones stay.
+
+    Killed in between, the last one is missing, which says that there is no report yet.
+    """
+    finished: dict[Path, str] = {}
+    try:
+        for path, text in texts.items():
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
+                finished[path] = file.name
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)  # temporary files are private by default; a run's files are not
+        *_, last = finished
+        if len(finished) > 1:
+            last.unlink(missing_ok=True)
+        for path, name in finished.items():
+            os.replace(name, path)
+    except BaseException:
+        for name in finished.values():
+            Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(last.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
