@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.data.population import Features, Labels
+from privfed.data.population import Features, Labels, Offsets
 from privfed.errors import DataError, SettingError
 
 _HELD_OUT_SEED = 20170221
@@ -26,6 +26,9 @@ class Dataset:
         test_labels: As ``train_labels``.
         name: For reports.
         classes: Number of labels.
+        train_offsets: Of data that come by client, ``[clients + 1]``: client ``c`` owns the training examples
+            ``train_offsets[c]:train_offsets[c + 1]``. ``None`` for examples that belong to nobody yet.
+        tokens: Of text, where features are token ids ``[n, length]`` in uint8: how many ids there are.
     """
 
     train_features: Features
@@ -34,11 +37,14 @@ class Dataset:
     test_labels: Labels
     name: str
     classes: int
+    train_offsets: Offsets | None = None
+    tokens: int | None = None
 
     def __repr__(self) -> str:
+        owned = "" if self.train_offsets is None else f" of {len(self.train_offsets) - 1} clients"
         return (
-            f"Dataset({self.name!r}, {len(self.train_labels)} training and {len(self.test_labels)} test examples, "
-            f"{self.classes} classes)"
+            f"Dataset({self.name!r}, {len(self.train_labels)} training{owned} and {len(self.test_labels)} test "
+            f"examples, {self.classes} classes)"
         )
 
 
@@ -54,6 +60,15 @@ def as_images(array: NDArray[Any], where: str) -> Features:
         raise DataError(
             "images have 3 axes (n, height, width) or 4 (with channels)", where=where, value=array.shape
         )
+    return as_pixels(array, where)
+
+
+def as_pixels(array: NDArray[Any], where: str) -> Features:
+    """Features of any shape as uint8 or float32; the population judges values that are not finite.
+
+    Raises:
+        DataError: No numbers, or integers outside 0…255.
+    """
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:

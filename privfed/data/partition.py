@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfed.data.dataset import Dataset
+from privfed.data.holdout import Rows, draw_clients, rows_of_clients, take_rows
 from privfed.data.population import Labels, Offsets, Population, require_examples
 from privfed.errors import SettingError
 
@@ -149,6 +150,10 @@ PARTITIONERS: dict[str, Partitioner] = {
 }
 
 
+NATURAL = "natural"
+"""The partition of data that came by client; it goes by their offsets, not by labels."""
+
+
 def assign(labels: Labels, partition: str, plan: PartitionPlan) -> Assignment:
     """Run the partitioner of that name, and leave out what is beyond ``plan.examples_per_client``.
 
@@ -160,7 +165,7 @@ def assign(labels: Labels, partition: str, plan: PartitionPlan) -> Assignment:
             "unknown partition",
             where="data.partition",
             value=partition,
-            remedy=f"Known: {', '.join(PARTITIONERS)}",
+            remedy=f"Known: {', '.join(PARTITIONERS)}, {NATURAL}",
         )
     if plan.clients > len(labels):
         raise SettingError(
@@ -178,10 +183,23 @@ def assign(labels: Labels, partition: str, plan: PartitionPlan) -> Assignment:
     return Assignment(order[rank < plan.examples_per_client], _offsets_of(kept))
 
 
+def natural(offsets: Offsets, plan: PartitionPlan) -> tuple[Rows, Offsets]:
+    """The clients that the data came with: all of them, or ``plan.clients`` drawn uniformly, in their order."""
+    available = len(offsets) - 1
+    if plan.clients > available:
+        raise SettingError(
+            f"there are more clients than the {available:,} of the data",
+            where="data.clients",
+            value=plan.clients,
+            remedy="Make it smaller, or remove it to take all",
+        )
+    return rows_of_clients(offsets, draw_clients(available, plan.clients, plan.seed), plan.examples_per_client)
+
+
 def build_population(
     dataset: Dataset,
     partition: str,
-    clients: int,
+    clients: int | None = None,
     seed: int = 0,
     *,
     alpha: float = 0.5,
@@ -192,8 +210,8 @@ def build_population(
 
     Args:
         dataset: What a source gave.
-        partition: A name in ``PARTITIONERS``.
-        clients: Number of clients.
+        partition: A name in ``PARTITIONERS``, or ``natural`` for data that came by client.
+        clients: Number of clients; of ``natural``, how many to draw, and all when not given.
         seed: Of the partition.
         alpha: Of ``dirichlet``.
         shards_per_client: Of ``shards``.
@@ -204,17 +222,39 @@ def build_population(
         SettingError: A setting is out of range or does not fit the dataset.
     """
     require_examples(dataset.name, "training", dataset.train_features, dataset.train_labels)
-    plan = PartitionPlan(clients, seed, alpha, shards_per_client, examples_per_client)
-    order, offsets = assign(dataset.train_labels, partition, plan)
+    rows: Rows
+    if partition == NATURAL:
+        owned = _require_natural(dataset)
+        plan = PartitionPlan(
+            len(owned) - 1 if clients is None else clients, seed, alpha, shards_per_client, examples_per_client
+        )
+        rows, offsets = natural(owned, plan)
+    else:
+        if clients is None:
+            raise SettingError(f"is missing: the partition {partition} needs it", where="data.clients")
+        plan = PartitionPlan(clients, seed, alpha, shards_per_client, examples_per_client)
+        rows, offsets = assign(dataset.train_labels, partition, plan)
     return Population(
-        features=dataset.train_features[order],
-        labels=dataset.train_labels[order],
+        features=take_rows(dataset.train_features, rows),
+        labels=take_rows(dataset.train_labels, rows),
         offsets=offsets,
         test_features=dataset.test_features,
         test_labels=dataset.test_labels,
         name=dataset.name,
         classes=dataset.classes,
+        tokens=dataset.tokens,
     )
+
+
+def _require_natural(dataset: Dataset) -> Offsets:
+    if dataset.train_offsets is None:
+        raise SettingError(
+            f"the dataset {dataset.name} does not come by client",
+            where="data.partition",
+            value=NATURAL,
+            remedy=f"Use a source that does (tff, npz, parquet, npy), or one of {', '.join(PARTITIONERS)}",
+        )
+    return dataset.train_offsets
 
 
 def _equal_offsets(examples: int, parts: int) -> Offsets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,10 @@ class Population:
         test_labels: As ``labels``.
         name: The dataset's.
         classes: Number of labels.
+        tokens: Of text, whose features are token ids ``[n, length]`` in uint8: how many ids there are.
+
+    Features may be a file mapped into memory (``privfed.data.stored``): then checks and fingerprint read it once
+    and leave none of it resident.
 
     Raises:
         DataError: No example; pixels that are not finite or outside [0, 1]; labels out of range; arrays that do
@@ -47,6 +52,7 @@ class Population:
     test_labels: Labels
     name: str
     classes: int
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.classes >= 1, self.name, "a dataset has at least one class", self.classes)
@@ -64,7 +70,9 @@ class Population:
         ):
             _check_types(self.name, split, features, labels)
             _check_labels(self.name, labels, offsets, self.classes)
-            if features.dtype == np.float32:
+            if self.tokens is not None:
+                _check_tokens(self.name, split, features, self.tokens)
+            elif features.dtype == np.float32:
                 _check_pixels(self.name, features, offsets)
         for field in ("features", "labels", "offsets", "test_features", "test_labels"):
             view = getattr(self, field).view()
@@ -121,6 +129,8 @@ class Population:
             digest.update(f"{array.dtype.str}{array.shape}\0".encode())
             for rows in _slices(array):
                 digest.update(np.ascontiguousarray(rows).data)
+        if self.tokens is not None:
+            digest.update(f"tokens {self.tokens}".encode())
         return digest.hexdigest()
 
 
@@ -217,6 +227,17 @@ def _check_pixels(name: str, features: Features, offsets: Offsets | None) -> Non
         )
 
 
+def _check_tokens(name: str, split: str, features: Features, tokens: int) -> None:
+    _require(
+        features.dtype == np.uint8 and features.ndim == 2 and 1 <= tokens <= 256,
+        name,
+        f"{split} features are token ids [n, length] in uint8, of 256 tokens at most",
+        (features.shape, str(features.dtype), tokens),
+    )
+    highest = max(int(rows.max()) for rows in _slices(features))
+    _require(highest < tokens, name, f"{split} token ids lie in 0…{tokens - 1}", highest)
+
+
 def _whose(rows: NDArray[np.intp], offsets: Offsets | None) -> str:
     """Whose the bad examples are: the first client by number, the others by count."""
     if offsets is None:
@@ -237,6 +258,16 @@ def _slices(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
     step = max(1, _ELEMENTS_AT_ONCE // row)
     for start in range(0, len(array), step):
         yield array[start : start + step]
+        release_pages(array)
+
+
+def release_pages(array: NDArray[Any]) -> None:
+    """Let go of what was read of a file that is mapped into memory; anything else stays as it is."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _require(holds: bool, where: str, what: str, value: object = None) -> None:
