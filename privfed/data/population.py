@@ -127,7 +127,7 @@ class Population:
         digest = hashlib.sha256(f"privfed.Population/1\0{self.name}\0{self.classes}\0".encode())
         for array in (self.features, self.labels, self.offsets, self.test_features, self.test_labels):
             digest.update(f"{array.dtype.str}{array.shape}\0".encode())
-            for rows in _slices(array):
+            for rows in row_slices(array):
                 digest.update(np.ascontiguousarray(rows).data)
         if self.tokens is not None:
             digest.update(f"tokens {self.tokens}".encode())
@@ -198,7 +198,7 @@ def _check_labels(name: str, labels: Labels, offsets: Offsets | None, classes: i
 def _check_pixels(name: str, features: Features, offsets: Offsets | None) -> None:
     not_finite, outside, start = [], [], 0
     worst = 0.0
-    for rows in _slices(features):
+    for rows in row_slices(features):
         flat = rows.reshape(len(rows), -1)
         with np.errstate(invalid="ignore"):
             low, high = flat.min(axis=1), flat.max(axis=1)
@@ -234,7 +234,7 @@ def _check_tokens(name: str, split: str, features: Features, tokens: int) -> Non
         f"{split} features are token ids [n, length] in uint8, of 256 tokens at most",
         (features.shape, str(features.dtype), tokens),
     )
-    highest = max(int(rows.max()) for rows in _slices(features))
+    highest = max(int(rows.max()) for rows in row_slices(features))
     _require(highest < tokens, name, f"{split} token ids lie in 0…{tokens - 1}", highest)
 
 
@@ -253,7 +253,8 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _slices(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def row_slices(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Consecutive slices of bounded size; what is mapped from a file leaves memory behind the reader."""
     row = max(1, int(np.prod(array.shape[1:], dtype=np.int64)))
     step = max(1, _ELEMENTS_AT_ONCE // row)
     for start in range(0, len(array), step):
