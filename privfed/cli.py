@@ -56,6 +56,8 @@ class MechanismName(str, Enum):
     LOCAL = "local"
     DISCRETE_GAUSSIAN = "discrete_gaussian"
     SKELLAM = "skellam"
+    TREE = "tree"
+    BANDED = "banded"
 
 
 SamplingOption = Annotated[Sampling, typer.Option(help="How each round's cohort is drawn.")]
@@ -422,6 +424,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code == 130:  # what typer makes of an interrupt, without a word
             print("privfed: interrupted; what was spent stays on the ledger", file=sys.stderr)  # noqa: T201 - one line is all
+            sys.stderr.flush()
+            os._exit(130)  # at once: the interpreter would wait for threads that still train clients
         raise
     except Exception as error:
         if not _is_ours(error):

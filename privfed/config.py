@@ -136,10 +136,15 @@ class Cohort(Section):
 class Privacy(Section):
     """``[privacy]``: client-level differential privacy."""
 
-    mechanism: Literal["none", "gaussian", "adaptive", "local", "discrete_gaussian", "skellam"] = "none"
+    mechanism: Literal[
+        "none", "gaussian", "adaptive", "local", "discrete_gaussian", "skellam", "tree", "banded"
+    ] = "none"
     """``gaussian``: central noise. ``adaptive``: the same, with a clip norm that follows a quantile of the norms.
     ``local``: every client noises its own update. ``discrete_gaussian``, ``skellam``: every client adds its share
-    of integer noise, and secure aggregation lets the server see the noised sum only."""
+    of integer noise, and secure aggregation lets the server see the noised sum only. ``tree``, ``banded``: central
+    noise correlated over rounds (DP-FTRL), for round-robin cohorts."""
+    bands: Count | None = None
+    """Of ``banded``: rounds over which noise is correlated; as many as the cohorts allow when not given."""
     against: Literal["protected", "release", "client", "server", "server+colluders", "active server"] = "protected"
     """Whom ``epsilon`` and ``max_epsilon`` are meant against: an observer, or the worst of those protected."""
     unit: Literal["client"] = "client"
@@ -268,6 +273,15 @@ class Settings(Section):
                 masking.mode,
                 "local noise has no bound, so it can leave a ring of fixed width, and it needs no masks",
                 'Set mode = "off", or mechanism = "discrete_gaussian"',
+            )
+        correlated = self.privacy.mechanism in ("tree", "banded")
+        if correlated != (cohort.sampling == "round_robin") and self.privacy.mechanism != "none":
+            raise _ContradictionError(
+                "cohort.sampling",
+                cohort.sampling,
+                f"{self.privacy.mechanism} noise "
+                + ("needs cohorts in a fixed order" if correlated else "is not accounted for round-robin cohorts"),
+                'Set sampling = "round_robin" and size' if correlated else 'Set mechanism = "banded" or "tree"',
             )
         if masking.mode == "off" and self.privacy.mechanism in ("discrete_gaussian", "skellam"):
             raise _ContradictionError(

@@ -12,18 +12,21 @@ from privfed.privacy.accounting import Guarantee, by_observer, times
 from privfed.privacy.calibration import smallest_noise, smallest_where
 from privfed.privacy.distributed import DistributedParams
 from privfed.privacy.errors import PrivacyError
+from privfed.privacy.factorisation import Strategy, banded, tree
 from privfed.privacy.mechanisms import (
     AdaptiveClipping,
     CentralGaussian,
+    CorrelatedGaussian,
     DistributedNoise,
     LocalGaussian,
     Mechanism,
 )
 from privfed.privacy.sampling import FixedSizeSampling, PoissonSampling, RoundRobinSampling, SamplingScheme
 
-Kind = Literal["gaussian", "adaptive", "local", "discrete_gaussian", "skellam"]
+Kind = Literal["gaussian", "adaptive", "local", "discrete_gaussian", "skellam", "tree", "banded"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DISTRIBUTED = ("discrete_gaussian", "skellam")
+CORRELATED = ("tree", "banded")
 OVERSIZE = 2.0**-40
 """A Poisson cohort is larger than what a ring is made for with at most this probability."""
 
@@ -44,6 +47,7 @@ class PrivacyPlan:
         quantile: Of adaptive clipping.
         quantile_rate: Of adaptive clipping.
         dimension: Weights of the model; needed for integer noise.
+        bands: Of banded noise; as many as the cohorts allow when not given.
         ring_bits: Of secure aggregation.
         masked: Whether secure aggregation hides single contributions.
         threshold: Fewest survivors of a round.
@@ -62,6 +66,7 @@ class PrivacyPlan:
     quantile: float = 0.5
     quantile_rate: float = 0.2
     dimension: int = 1
+    bands: int | None = None
     ring_bits: int = 32
     masked: bool = True
     threshold: int = 2
@@ -128,7 +133,25 @@ class PrivacyPlan:
                 seed=self.seed,
                 secure=self.secure,
             )
+        if self.kind in CORRELATED:
+            return self._correlated(noise_multiplier)
         return CentralGaussian(self.clip_norm, noise_multiplier, self.secure)
+
+    def _correlated(self, noise_multiplier: float) -> CorrelatedGaussian:
+        sampling = self.sampling
+        if not isinstance(sampling, RoundRobinSampling):
+            raise PrivacyError(
+                f"{self.kind} noise needs cohorts in a fixed order",
+                where="cohort.sampling",
+                value=sampling.name,
+                remedy='Set cohort.sampling = "round_robin" and cohort.size',
+            )
+        rounds = sampling.rounds
+        if self.kind == "tree":
+            strategy: Strategy = tree(rounds)
+        else:
+            strategy = banded(rounds, min(rounds, self.bands or sampling.separation))
+        return CorrelatedGaussian(self.clip_norm, noise_multiplier, strategy, sampling, self.secure)
 
     def guarantees(self, noise_multiplier: float) -> dict[str, Guarantee]:
         """By observer, what all rounds spend when as many clients survive as expected; others have ε = ∞."""

@@ -4,6 +4,7 @@ from privfed.privacy.clipping import Contribution
 from privfed.privacy.mechanisms.adaptive import AdaptiveClipping
 from privfed.privacy.mechanisms.base import Mechanism, State, Terms
 from privfed.privacy.mechanisms.central import CentralGaussian, NoMechanism
+from privfed.privacy.mechanisms.correlated import CorrelatedGaussian
 from privfed.privacy.mechanisms.distributed import DistributedNoise
 from privfed.privacy.mechanisms.local import LocalGaussian
 
@@ -11,6 +12,7 @@ __all__ = [
     "AdaptiveClipping",
     "CentralGaussian",
     "Contribution",
+    "CorrelatedGaussian",
     "DistributedNoise",
     "LocalGaussian",
     "Mechanism",
