@@ -117,7 +117,8 @@ class LocalClientWork:
         if np.shape(weights) != (self._dimension,):
             raise ValueError(f"the model has {self._dimension} weights, got shape {np.shape(weights)}")
         start = tf.constant(weights, tf.float32)
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="clients") as pool:
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="clients")
+        try:
             for first in range(0, len(clients), self._chunk):
                 chunk = [int(client) for client in clients[first : first + self._chunk]]
                 shares = self._shares(chunk)
@@ -125,6 +126,9 @@ class LocalClientWork:
                     pool.map(self._train, self._graphs, shares, [start] * len(shares), [seed] * len(shares))
                 )
                 yield self._updates(chunk, parts)
+        finally:
+            # Nothing is left to wait for, unless the user interrupts, who should not wait for a round of clients.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _shares(self, chunk: list[int]) -> list[list[int]]:
         """Cut a chunk into consecutive shares of about the same number of examples, one for each thread."""
