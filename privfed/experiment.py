@@ -94,6 +94,7 @@ class Experiment:
             quantile=privacy.quantile,
             quantile_rate=privacy.quantile_rate,
             dimension=self.model.dimension,
+            bands=privacy.bands,
             ring_bits=masking.ring_bits,
             masked=masking.mode == "protocol",
             threshold=masking.threshold or 2,

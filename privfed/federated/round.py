@@ -142,6 +142,13 @@ class Round:
             server_state, new_weights = self.server.step(state.server, weights, -update)
             new_state = RoundState(server_state, mechanism_state)
             release(new_weights, len(aggregate.survivors))
+        elif self.mechanism.whole_run:
+            # Rows of correlated noise belong to rounds: this round's is drawn, and shown to nobody.
+            nothing = np.zeros(local.length)
+            _, after = self.mechanism.on_server(
+                state.mechanism, nothing, terms, self.streams.source(Purpose.NOISE, number)
+            )
+            new_state = RoundState(state.server, after)
         metrics = RoundMetrics(
             round=number,
             train_loss=local.loss_sum / local.seen if local.seen else None,

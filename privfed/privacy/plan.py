@@ -12,7 +12,7 @@ from privfed.privacy.accounting import Guarantee, by_observer, times
 from privfed.privacy.calibration import smallest_noise, smallest_where
 from privfed.privacy.distributed import DistributedParams
 from privfed.privacy.errors import PrivacyError
-from privfed.privacy.factorisation import Strategy, banded, tree
+from privfed.privacy.factorisation import Banded, BinaryTree, banded, tree
 from privfed.privacy.mechanisms import (
     AdaptiveClipping,
     CentralGaussian,
@@ -148,7 +148,7 @@ class PrivacyPlan:
             )
         rounds = sampling.rounds
         if self.kind == "tree":
-            strategy: Strategy = tree(rounds)
+            strategy: Banded | BinaryTree = tree(rounds)
         else:
             strategy = banded(rounds, min(rounds, self.bands or sampling.separation))
         return CorrelatedGaussian(self.clip_norm, noise_multiplier, strategy, sampling, self.secure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from scipy.stats import chi2
 from privfed.privacy.accounting import EVERYBODY, MODELS_ONLY
 from privfed.privacy.distributed import DistributedParams
 from privfed.privacy.errors import PrivacyError
+from privfed.privacy.factorisation import banded, tree
 from privfed.privacy.mechanisms import (
     AdaptiveClipping,
     CentralGaussian,
+    CorrelatedGaussian,
     DistributedNoise,
     LocalGaussian,
     Mechanism,
@@ -25,7 +28,7 @@ from privfed.privacy.mechanisms import (
     Terms,
 )
 from privfed.privacy.randomness import RandomSource, SeededSource, SystemSource
-from privfed.privacy.sampling import KnownCohorts, PoissonSampling
+from privfed.privacy.sampling import KnownCohorts, PoissonSampling, RoundRobinSampling
 
 D, CLIP, Z, COHORT = 300, 0.5, 1.3, 8
 FALSE_ALARM = 1e-6
@@ -71,6 +74,16 @@ CASES = {
         EVERYBODY - {"active server"},
     ),
 }
+ROUND_ROBIN = RoundRobinSampling(25, 100, 8)  # back after 4 rounds, twice at most
+BANDED, TREE = banded(8, 4), tree(8)
+
+
+def correlated(strategy: Any, secure: bool = False) -> CorrelatedGaussian:
+    return CorrelatedGaussian(CLIP, Z, strategy, ROUND_ROBIN, secure)
+
+
+FIRST_ROW = Z * CLIP * BANDED.sensitivity(2, 4).value / abs(BANDED.row(0)[0])
+CASES["banded"] = Case(lambda secure: correlated(BANDED, secure), 0.0, FIRST_ROW, MODELS_ONLY)
 NAMES = tuple(CASES)
 
 
@@ -181,6 +194,30 @@ def test_fewer_survivors_leave_less_noise_and_that_is_what_is_stated(name: str) 
     assert half["server"].noise_multiplier == pytest.approx(Z / math.sqrt(2), rel=1e-4)
     assert full["server+colluders"].noise_multiplier == pytest.approx(Z * math.sqrt(6 / 8), rel=1e-4)
     assert not distributed(name, False, masked=False).releases(SAMPLING, COHORT)[1:]  # no masks, no server
+
+
+@pytest.mark.parametrize("strategy", [BANDED, TREE], ids=["banded", "tree"])
+def test_correlated_noise_takes_itself_back(strategy: Any) -> None:
+    """The noise of all rounds together is less than that of independent noise of equal privacy."""
+    mechanism = correlated(strategy)
+    state, total = mechanism.initialize(D), np.zeros(D)
+    for number in range(1, 9):
+        noised, state = mechanism.on_server(state, np.zeros(D), Terms(number, 25), SeededSource(3, number))
+        total += noised
+    # Independent noise: a sensitivity of sqrt(2), eight times.
+    independent = Z * CLIP * math.sqrt(2) * math.sqrt(8)
+    assert np.std(total) < 0.9 * independent
+    with pytest.raises(PrivacyError):  # rows are used once each
+        mechanism.on_server(state, np.zeros(D), Terms(8, 25), SeededSource(3))
+
+
+def test_correlated_noise_is_refused_where_its_claim_would_not_hold() -> None:
+    with pytest.raises(PrivacyError, match="bands"):
+        correlated(banded(8, 5))
+    with pytest.raises(PrivacyError, match="rounds"):
+        correlated(banded(7, 2))
+    with pytest.raises(PrivacyError, match="secure mode has no noise for a tree"):
+        correlated(TREE, secure=True)
 
 
 def test_the_adaptive_bound_finds_the_quantile() -> None:

@@ -13,7 +13,7 @@ from privfed.privacy.clipping import Contribution, clip_by_l2
 from privfed.privacy.correlated import CorrelatedNoise, SecureCorrelatedNoise
 from privfed.privacy.correlated_accounting import fresh_stddev
 from privfed.privacy.errors import PrivacyError
-from privfed.privacy.factorisation import Banded, Strategy
+from privfed.privacy.factorisation import Banded, BinaryTree
 from privfed.privacy.mechanisms.base import State, Terms, clip_with_room
 from privfed.privacy.mechanisms.central import check_positive
 from privfed.privacy.noise import gaussian
@@ -43,7 +43,7 @@ class CorrelatedGaussian:
 
     clip_norm: float
     noise_multiplier: float
-    strategy: Strategy
+    strategy: Banded | BinaryTree
     sampling: RoundRobinSampling
     secure: bool = False
     integral: bool = False
@@ -62,8 +62,10 @@ class CorrelatedGaussian:
                 value=self.strategy.bands,
                 remedy=f"Use {self.sampling.separation} or fewer, or smaller cohorts",
             )
-        if self.secure:
-            SecureCorrelatedNoise(self.strategy, self.fresh)  # type: ignore[arg-type]  # refuses other strategies
+        if self.secure and not isinstance(self.strategy, Banded):
+            raise PrivacyError(
+                "secure mode has no noise for a tree", where="mechanism", value="tree", remedy='Use "banded"'
+            )
 
     @cached_property
     def fresh(self) -> float:
