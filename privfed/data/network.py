@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,6 +67,18 @@ def bounded_network(reach: float = REACH_SECONDS, silence: float = SILENCE_SECON
         adapter.send = original
         socket.setdefaulttimeout(socket_timeout)
         log.setLevel(level)
+
+
+def why_unreachable(url: str, seconds: float = REACH_SECONDS) -> str:
+    """Empty when the host of ``url``, or the proxy that the environment names for it, answers in time.
+
+    For code that opens ``url`` by ``urllib``, which puts no bound on resolving a name.
+    """
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy is None or urllib.request.proxy_bypass(parts.hostname or ""):
+        proxy = url
+    return _why_unreachable(*_peer(proxy), seconds)
 
 
 def _peer(url: str) -> tuple[str, int]:

@@ -53,7 +53,7 @@ def save_population(population: Population, folder: Path) -> None:
         raise OutputError(f"cannot be written: {error.strerror or error}", where=str(folder)) from None
 
 
-def load_population(folder: Path) -> Population:
+def open_population(folder: Path) -> Population:
     """The population of a folder. Its values are read once, to be checked, and none of them stays in memory.
 
     Raises:
