@@ -34,6 +34,8 @@ SYNTHETIC = "_synthetic"
 """Ends the name of a set's few bundled examples, made up by TFF to try things out, without any download."""
 
 _ORIGIN = "https://storage.googleapis.com/tff-datasets-public/"
+_COUNTS = Path("datasets", "stackoverflow.word_count.tar.bz2")
+"""Where Keras keeps the archive of word counts, below the cache."""
 _BATCH = 512
 
 Examples = tuple[NDArray[Any], Labels]
@@ -64,6 +66,11 @@ class TffSet:
     words: bool = False
     options: tuple[tuple[str, Any], ...] = ()
     same_clients: bool = True
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that the cache must hold, relative to it."""
+        return (self.file, str(_COUNTS)) if self.words else (self.file,)
 
 
 SETS: dict[str, TffSet] = {
@@ -200,7 +207,7 @@ def describe_tff(cache_dir: Path | None, installed: bool) -> list[dict[str, Any]
         {
             "source": f"tff:{name}",
             "holds": f"{known.holds}; kept in {cache}",
-            "here": installed and (cache / known.file).is_file(),
+            "here": installed and all((cache / file).is_file() for file in known.files),
         }
         for name, known in SETS.items()
     ]
@@ -219,14 +226,15 @@ def _downloaded(known: TffSet, name: str, cache: Path) -> tuple[tuple[Any, Any],
         with _quiet(), bounded_network():
             if not path.is_file():
                 _download(known, module, path)
-            words = list(module.load_word_counts(str(cache), 256 - SPECIAL)) if known.words else []
+            words = _words(module, cache) if known.words else []
     except Exception as error:  # noqa: BLE001 - sockets, urllib, LZMA and Keras fail each in its way
         raise DataError(
             f"the simulation set {name} is not in {cache} and cannot be downloaded: {_said(error)}",
             where="data.source",
             value=f"tff:{name}",
-            remedy=f"Set data.data_dir to the folder that holds {known.file}, or copy it there from ~/.tff of a "
-            f'machine with a network; to try things out, data.source = "tff:{known.module}{SYNTHETIC}" needs none',
+            remedy=f"Set data.data_dir to the folder that holds {' and '.join(known.files)}, or copy that from "
+            "~/.tff of a machine with a network; to try things out, "
+            f'data.source = "tff:{known.module}{SYNTHETIC}" needs none',
         ) from None
     try:
         loaded = module.load_data(cache_dir=str(cache), **dict(known.options))
@@ -238,13 +246,23 @@ def _downloaded(known: TffSet, name: str, cache: Path) -> tuple[tuple[Any, Any],
 
 def _download(known: TffSet, module: Any, path: Path) -> None:
     """Through a folder of its own: TFF would take what a download that was cut off left for the whole."""
-    reason = why_unreachable(_ORIGIN)
-    if reason:
-        raise ConnectionError(f"{_ORIGIN} cannot be reached: {reason}")
+    _require_network()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="incomplete.", dir=path.parent) as part:
         module.load_data(cache_dir=part, **dict(known.options))
         os.replace(Path(part) / known.file, path)
+
+
+def _words(module: Any, cache: Path) -> list[str]:
+    if not (cache / _COUNTS).is_file():
+        _require_network()
+    return list(module.load_word_counts(str(cache), 256 - SPECIAL))
+
+
+def _require_network() -> None:
+    reason = why_unreachable(_ORIGIN)
+    if reason:
+        raise ConnectionError(f"{_ORIGIN} cannot be reached: {reason}")
 
 
 def _module(known: TffSet) -> Any:

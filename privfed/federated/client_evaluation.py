@@ -1,8 +1,8 @@
 """How a model does on each of many clients, and not on their examples thrown together.
 
 The mean over examples hides whom a model fails, so Caldas et al. (2018, https://arxiv.org/abs/1812.01097) and
-Li et al. (2020, https://arxiv.org/abs/1905.10497) report percentiles over clients. Clients that were held out of the
-training (``privfed.data.hold_out_clients``) show what a newcomer can expect.
+Li et al. (2020, https://arxiv.org/abs/1905.10497) report percentiles over clients. Clients that were held out of
+the training (``privfed.data.hold_out_clients``) show what a newcomer can expect.
 """
 
 from __future__ import annotations
