@@ -92,6 +92,8 @@ def as_labels(array: NDArray[Any], where: str) -> Labels:
     """
     if array.ndim != 1:
         raise DataError("labels are one number for each example", where=where, value=array.shape)
+    if array.dtype.kind not in "biuf":
+        raise DataError("labels are whole numbers", where=where, value=str(array.dtype))
     limits = np.iinfo(np.int32)
     # Written so that NaN fails as well.
     whole = (array >= limits.min) & (array <= limits.max) & (np.floor(array) == array)

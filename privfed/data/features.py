@@ -70,7 +70,7 @@ def transform(data: Examples, name: str) -> Examples:
     """
     if name not in FEATURES:
         raise SettingError(
-            "unknown features", where="data.features", value=name, remedy=f"Known: {', '.join(FEATURES)}"
+            "unknown features", where="model.features", value=name, remedy=f"Known: {', '.join(FEATURES)}"
         )
     function = FEATURES[name](data)
     changes: dict[str, Any] = {"tokens": None, "test_features": function(data.test_features)}
@@ -86,7 +86,7 @@ def _for_images(data: Dataset | Population) -> Callable[[NDArray[Any]], NDArray[
         raise SettingError(
             f"hog is of images of at least {_SMALLEST_SIDE}×{_SMALLEST_SIDE} pixels, and the examples of "
             f"{data.name} have shape {shape}",
-            where="data.features",
+            where="model.features",
             value="hog",
             remedy="Remove it",
         )
@@ -98,7 +98,7 @@ def _for_tokens(data: Dataset | Population) -> Callable[[NDArray[Any]], NDArray[
     if vocabulary is None:
         raise SettingError(
             f"one_hot is of text, and the examples of {data.name} are numbers",
-            where="data.features",
+            where="model.features",
             value="one_hot",
             remedy="Remove it",
         )
@@ -109,7 +109,7 @@ FEATURES: dict[str, Callable[[Dataset | Population], Callable[[NDArray[Any]], ND
     "hog": _for_images,
     "one_hot": _for_tokens,
 }
-"""By name in ``data.features``: what checks the data and gives the function."""
+"""By name in ``model.features``: what checks the data and gives the function."""
 
 
 def _hog_of(images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -137,7 +137,9 @@ def by_client(
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     _require_file(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because NumPy forgets to close a file that is no archive.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError("is one array, not an archive", where=str(path), remedy="Write it by numpy.savez")
             missing = [name for name in _ARRAYS[:3] if name not in archive.files]
