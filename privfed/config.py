@@ -54,20 +54,36 @@ class Data(Section):
     """``[data]``: which examples, and how they are spread over clients."""
 
     source: str = "digits"
-    """``digits``, ``idx`` (with ``folder``), ``idx:FOLDER``, or ``tfds:NAME``."""
+    """``digits``, ``idx`` (with ``folder``), ``idx:FOLDER``, ``tfds:NAME``, ``tff:NAME``, ``npz:FILE``,
+    ``parquet:FILE`` or ``npy:FOLDER``; the last four come by client."""
     folder: str | None = None
     """Folder of the gzip IDX files, for ``idx``."""
     data_dir: str | None = None
     """TensorFlow Datasets' folder; its usual one when not given."""
     manual_dir: str | None = None
     """Where TensorFlow Datasets looks for files downloaded by hand."""
-    partition: Literal["sequential", "iid", "dirichlet", "shards"] = "iid"
-    clients: Count = 10
+    partition: Literal["sequential", "iid", "dirichlet", "shards", "natural"] = "iid"
+    """``natural``: clients are those that the data come with."""
+    clients: Count | None = None
+    """10 when not given; under ``natural`` all there are, or a random draw of so many."""
     alpha: Positive = 0.5
     """Concentration of ``dirichlet``: small is more skewed."""
     shards_per_client: Count = 2
     examples_per_client: Count | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+    held_out_clients: Annotated[float, Field(gt=0, lt=1)] | Count | None = None
+    """Clients, or the share of them, that do not train and on which the model is evaluated in the end."""
+    label_column: str | None = None
+    """Of ``parquet``."""
+    client_column: str | None = None
+    """Of ``parquet``."""
+    sequence_length: Count | None = None
+    """Of the texts of ``tff``: tokens before the one to predict."""
+
+    @property
+    def known_clients(self) -> int | None:
+        """How many clients train, where the settings say it."""
+        return self.clients if self.partition == "natural" else self.clients or 10
 
     @field_validator("partition", mode="before")
     @classmethod
@@ -85,6 +101,8 @@ class Model(Section):
     hidden: list[Count] | None = None
     activation: Literal["relu", "sigmoid", "tanh"] | None = None
     initializer: Literal["zeros", "glorot", "uniform"] | None = None
+    features: Literal["hog", "one_hot"] | None = None
+    """Fixed functions of each example that the model gets in place of it: ``hog`` of images, ``one_hot`` of text."""
 
 
 class Training(Section):
@@ -237,8 +255,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
-        clients, cohort, masking = self.data.clients, self.cohort, self.secure_aggregation
-        if cohort.size is not None and cohort.size > clients:
+        clients, cohort, masking = self.data.known_clients, self.cohort, self.secure_aggregation
+        if cohort.size is not None and clients is not None and cohort.size > clients:
             raise _ContradictionError(
                 "cohort.size", cohort.size, f"there are {clients} clients", "Make it smaller"
             )
@@ -253,14 +271,14 @@ class Settings(Section):
                 )
             expected = self.expected_cohort
             needed = masking.threshold or 2
-            if needed > expected:
+            if expected is not None and needed > expected:
                 raise _ContradictionError(
                     "secure_aggregation.threshold",
                     needed,
                     f"the cohort has {expected:g} clients{' on average' if cohort.rate else ''}",
                     "Lower the threshold or enlarge the cohort",
                 )
-            if masking.colluders >= expected:
+            if expected is not None and masking.colluders >= expected:
                 raise _ContradictionError(
                     "secure_aggregation.colluders",
                     masking.colluders,
@@ -319,11 +337,12 @@ class Settings(Section):
         return self
 
     @property
-    def expected_cohort(self) -> float:
-        """Clients in a round: exactly, or on average under Poisson sampling."""
+    def expected_cohort(self) -> float | None:
+        """Clients in a round: exactly, or on average under Poisson sampling; ``None`` where only the data tell."""
         if self.cohort.size is not None:
             return float(self.cohort.size)
-        return self.data.clients * (self.cohort.rate or 1.0)
+        clients = self.data.known_clients
+        return None if clients is None else clients * (self.cohort.rate or 1.0)
 
     def fingerprint(self) -> str:
         """SHA-256 over every resolved setting."""

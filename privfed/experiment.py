@@ -13,7 +13,14 @@ from privfed.config import Cohort as CohortSettings
 from privfed.config import Privacy as PrivacySettings
 from privfed.config import SecureAggregation as SecureAggregationSettings
 from privfed.config import Settings
-from privfed.data import Population, build_population, load_dataset
+from privfed.data import (
+    Population,
+    build_population,
+    hold_out_clients,
+    load_dataset,
+    require_text_model,
+    transform,
+)
 from privfed.errors import SettingError
 from privfed.executors.local import LocalClientWork, configure_threads
 from privfed.federated.aggregation import Aggregation, PlainAggregation, RingAggregation
@@ -51,12 +58,14 @@ class Experiment:
         population: Clients' and held-out examples.
         model: What is trained.
         noise_multiplier: Given or calibrated; ``None`` without a mechanism.
+        held_out: Clients that do not train.
     """
 
     settings: Settings
     population: Population
     model: Model
     noise_multiplier: float | None
+    held_out: Population | None = None
 
     @cached_property
     def sampling(self) -> SamplingScheme:
@@ -307,6 +316,12 @@ def compose(settings: Settings, population: Population | None = None) -> Experim
     check_attacks(settings.attacks)
     population = load_population_of(settings) if population is None else population
     chosen = settings.model
+    if chosen.features is not None:
+        population = transform(population, chosen.features)
+    require_text_model(population, chosen.name)
+    held_out = None
+    if settings.data.held_out_clients is not None:
+        population, held_out = hold_out_clients(population, settings.data.held_out_clients, settings.data.seed)
     model = build_model(
         chosen.name,
         population.input_shape,
@@ -315,7 +330,7 @@ def compose(settings: Settings, population: Population | None = None) -> Experim
         activation=chosen.activation,
         initializer=chosen.initializer,
     )
-    experiment = Experiment(settings, population, model, None)
+    experiment = Experiment(settings, population, model, None, held_out)
     privacy = settings.privacy
     if privacy.mechanism == "none":
         return experiment
@@ -329,11 +344,21 @@ def compose(settings: Settings, population: Population | None = None) -> Experim
 def load_population_of(settings: Settings) -> Population:
     """Read the dataset and spread it over clients."""
     data = settings.data
-    dataset = load_dataset(data.source, folder=data.folder, data_dir=data.data_dir, manual_dir=data.manual_dir)
+    dataset = load_dataset(
+        data.source,
+        folder=data.folder,
+        data_dir=data.data_dir,
+        manual_dir=data.manual_dir,
+        sequence_length=data.sequence_length,
+        label_column=data.label_column,
+        client_column=data.client_column,
+        natural_clients=data.clients if data.partition == "natural" else None,
+        seed=data.seed,
+    )
     return build_population(
         dataset,
         data.partition,
-        clients=data.clients,
+        clients=data.known_clients,
         seed=data.seed,
         alpha=data.alpha,
         shards_per_client=data.shards_per_client,

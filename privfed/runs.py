@@ -18,6 +18,7 @@ from privfed.errors import SettingError, Stopped
 from privfed.experiment import Experiment, compose
 from privfed.exposure import AS_CONFIGURED, NO_DEFENCE, Exposure, attack_all, own_updates, probe
 from privfed.federated.checkpoint import Checkpoints
+from privfed.federated.client_evaluation import evaluate_clients
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, digest
 from privfed.files import write_text
 from privfed.privacy.accounting import marks, statements
@@ -33,16 +34,29 @@ def run_training(settings: Settings, out: Path, console: Console) -> dict[str, A
     experiment = compose(settings)  # all that can be refused is refused here, before anything is trained
     result = train_protected(experiment, folder, console)
     final, guarantees = result.final_evaluation, verify_ledger(folder.ledger).guarantees
+    held_out = _evaluate_held_out(experiment, result, folder)
     return {
         "rounds": len(result.reports),
         "train_accuracy": result.reports[-1].metrics.train_accuracy if result.reports else None,
         "test_accuracy": final.accuracy if final else None,
+        **({} if held_out is None else {"held_out_clients": held_out}),
         "guarantees": {observer: g.as_json() for observer, g in guarantees.items()},
         "statements": statements(guarantees),
         "weights_sha256": digest(result.weights),
         "seconds": result.seconds,
         "folder": str(out),
     }
+
+
+def _evaluate_held_out(
+    experiment: Experiment, result: TrainingResult, folder: RunFolder
+) -> dict[str, Any] | None:
+    """Accuracy over clients that did not train; ``clients.json`` also has the loss."""
+    if experiment.held_out is None:
+        return None
+    found = evaluate_clients(experiment.model, result.weights, experiment.held_out)
+    write_text(folder.path / "clients.json", json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n")
+    return found.accuracy.as_json()
 
 
 def run_attack(settings: Settings, observer: str, out: Path | None, console: Console) -> list[dict[str, Any]]:

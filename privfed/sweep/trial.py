@@ -141,7 +141,7 @@ def scheme_of(settings: Settings) -> SamplingScheme:
     cohort = settings.cohort
     if cohort.rate is not None:
         return PoissonSampling(cohort.rate)
-    return FixedSizeSampling(cohort.size, settings.data.clients) if cohort.size else FullParticipation()
+    return FixedSizeSampling(cohort.size, settings.data.known_clients or cohort.size) if cohort.size else FullParticipation()
 
 
 def dump(part: Part) -> str:
