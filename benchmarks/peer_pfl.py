@@ -13,10 +13,16 @@
 """Apple's pfl on PyTorch: ``FederatedAveraging`` on ``SimulatedBackend``, central Gaussian noise.
 
 Users' tensors are made before the clock starts, batches are cached by pfl, and metrics are not printed. The
-simulator trains one user after another; PyTorch has one thread, or all cores in the variant ``threads``.
+simulator trains one user after another; PyTorch has one thread, or all cores in the variant ``threads``. The
+variant ``processes`` is pfl's distributed simulation: under ``torchrun``, one process for each core.
 """
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
 
 import measure
 import numpy as np
@@ -69,7 +75,8 @@ class Clock(TrainingProcessCallback):
         self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
         self.rounds.__exit__(None, None, None)
-        self.train_accuracy = self.model.right.item() / self.model.seen
+        seen = torch.tensor(self.model.seen)
+        self.train_accuracy = float(_over_ranks(self.model.right) / _over_ranks(seen))
         self.model.right.zero_()
         self.model.seen = 0
         self.rounds.__enter__()
@@ -102,6 +109,20 @@ def build_layers(data: workloads.Data) -> nn.Sequential:
     return model
 
 
+def _over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """The sum over pfl's processes; ``value`` itself when there is one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+    return value
+
+
+def _figures(rounds: measure.Rounds) -> dict[str, Any]:
+    """Seconds of this process, CPU and memory of all."""
+    rounds.cpu = _over_ranks(torch.tensor(rounds.cpu)).tolist()
+    figures = rounds.figures()
+    return {**figures, "peak_rss_mb": float(_over_ranks(torch.tensor(figures["peak_rss_mb"])))}
+
+
 def _torch_layout(value: np.ndarray) -> np.ndarray:
     if value.ndim == 4:
         return value.transpose(3, 2, 0, 1).copy()
@@ -113,6 +134,9 @@ def _torch_layout(value: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     args = measure.arguments()
+    if args.variant == "processes" and "TORCHELASTIC_RUN_ID" not in os.environ:
+        ranks = ["--standalone", "--nproc-per-node", str(len(os.sched_getaffinity(0)))]
+        sys.exit(subprocess.run([sys.executable, "-m", "torch.distributed.run", *ranks, *sys.argv]).returncode)
     if args.variant != "threads":
         torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -145,7 +169,9 @@ def main() -> None:
         callbacks=[clock],
         send_metrics_to_platform=False,
     )
-    figures = clock.rounds.figures()
+    figures = _figures(clock.rounds)
+    if os.environ.get("RANK", "0") != "0":
+        return
     held_out = PyTorchTensorDataset(
         (torch.from_numpy(data.test_features), torch.from_numpy(data.test_labels.astype(np.int64)))
     )

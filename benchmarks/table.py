@@ -33,9 +33,10 @@ def engines(rows: list[dict[str, Any]]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     versions = dict(sorted({k: v for r in rows for k, v in r["versions"].items() if k != "numpy"}.items()))
+    peaks = [r["sgemm_gflops"] for r in rows]
     load = max(r["other_load"] for r in rows)
     notes = [
-        f"{rows[0]['workload']}, {rows[0]['rounds']} rounds; sgemm {rows[0]['sgemm_gflops']:.0f} GFLOP/s; "
+        f"{rows[0]['workload']}, {rows[0]['rounds']} rounds; sgemm {min(peaks):.0f} to {max(peaks):.0f} GFLOP/s; "
         f"others used up to {load:.1f} cores meanwhile; {machine()}.",
         ", ".join(f"{name} {number}" for name, number in versions.items()) + ".",
     ]
