@@ -1,0 +1,26 @@
+"""What an attacker knows of pixels: cameras and files give them as bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from attacks.base import Images
+
+LEVELS = 255
+"""Steps between black and white in an image of 8 bits a channel."""
+ON_GRID = 0.1
+"""Root mean square distance to the nearest level, in steps, below which an image is taken to have been made of
+bytes; pixels of any other origin are 0.29 steps away from it."""
+
+
+def snap(images: Images) -> Images:
+    """Images ``[k, ...]`` clipped to [0, 1], and to the levels of bytes where they lie by them already.
+
+    It removes the rounding of single-precision clients from images that are exact but for it, and leaves
+    everything else as it is.
+    """
+    clipped = np.clip(images, 0.0, 1.0)
+    levels = np.round(clipped * LEVELS) / LEVELS
+    distance = (images - levels).reshape(len(images), -1)
+    near = np.sqrt(np.mean(distance**2, axis=1)) * LEVELS < ON_GRID
+    return np.where(near.reshape(-1, *[1] * (images.ndim - 1)), levels, clipped)

@@ -1,0 +1,144 @@
+"""Exact inversion of batches by a first dense layer with ReLU: sparse decomposition.
+
+SPEAR (Dimitrov et al. 2024, arXiv:2403.03945) with a search that uses the weights and needs no luck; see
+``attacks.sparse_directions``. All it asks of the observed vector is that each example adds ``x δᵀ`` to it, so
+clipping, an unknown learning rate, several local epochs and the sum over a secure-aggregation cohort are all the
+same to it, as long as there are not too many examples behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attacks.base import Guess, NotInvertible, ThreatModel
+from attacks.first_layer import input_gradients, relu_follows
+from attacks.gradient import estimate_gradient
+from attacks.pixels import snap
+from attacks.sparse_directions import Factors, Matrix, Search, Split, factorise
+from privfed.models.functional import Model
+from privfed.transcript import Observation, Observer, View
+
+CERTAIN = 0.01
+"""The search stops at a share of contradictions this small: a wrong decomposition has nearly half."""
+PLAUSIBLE = 0.1
+"""A share of contradictions that is still taken for an answer when the search has run its rounds."""
+
+
+@dataclass(frozen=True)
+class SparseDecomposition:
+    """Splits the gradient of the first layer into one part per example.
+
+    Attributes:
+        rounds: At most so many rounds of guesses, each 16 times as many as there are examples.
+        most: Observations of more examples than this are turned away.
+    """
+
+    rounds: int = 60
+    most: int = 64
+
+    name: ClassVar[str] = "sparse_decomposition"
+    threat: ClassVar[ThreatModel] = ThreatModel(
+        observers=tuple(Observer),
+        knowledge=("the model and the weights the update started from", "that pixels may have been bytes"),
+        assumptions=(
+            "the first layer is dense, with a bias, on the raw input, and followed by ReLU",
+            "fewer examples than a third of the layer's units, no two of them the same",
+            "no noise beyond that of rounding",
+        ),
+    )
+
+    def invert(self, view: View, index: int, rng: np.random.Generator) -> Guess:
+        """As ``Attack.invert``; ``rng`` draws the guesses."""
+        observation, model = view.observations[index], view.model
+        kernel, bias = _layer(model, estimate_gradient(observation, view.plan).vector)
+        gradient = np.vstack([kernel, bias])
+        gradient /= np.abs(gradient).max() or 1.0
+        if not bias.any():
+            raise NotInvertible("the gradient of the first layer's bias is zero: the inputs have no scale")
+        factors = factorise(gradient, _relative_noise(observation, np.vstack([kernel, bias])))
+        if factors is None:
+            raise NotInvertible(
+                "the singular values of the first layer's gradient have no gap: there is noise in it, or more "
+                "examples than it can tell apart"
+            )
+        if factors.rank > self.most:
+            raise NotInvertible(f"{factors.rank} examples are behind the vector: {self.most} are the most tried")
+        if factors.rank > 1 and not relu_follows(model):
+            raise NotInvertible(
+                f"{factors.rank} examples are behind the vector, and no ReLU follows the first layer of model "
+                f"{model.name}: there are no zeros to tell them apart by"
+            )
+        split = self._search(observation, model, factors, rng)
+        return _checked(observation, model, factors, split)
+
+    def _search(self, observation: Observation, model: Model, factors: Factors, rng: np.random.Generator) -> Split:
+        start = np.asarray(observation.weights, np.float64)
+        end = start + observation.vector / max(observation.contributors, 1e-300)
+        search = Search(factors, np.vstack(_layer(model, start)), np.vstack(_layer(model, end)))
+        if factors.rank > 1 and search.hopeless:
+            raise NotInvertible(
+                f"{factors.rank} examples are behind the vector, too many for the {search.units} units of the first "
+                "layer that have a gradient"
+            )
+        best: Split | None = None
+        for _ in range(self.rounds):
+            split = search.advance(rng)
+            if split is not None and (best is None or split.contradictions < best.contradictions):
+                best = split
+            if factors.rank == 1 or (best is not None and best.contradictions < CERTAIN):
+                break
+        if best is None:
+            raise NotInvertible(
+                f"{search.found} of {factors.rank} examples' zeros were found in {self.rounds} rounds"
+            )
+        if factors.rank > 1 and best.contradictions > PLAUSIBLE:
+            raise NotInvertible(
+                f"the decomposition contradicts the model: {best.contradictions:.0%} of the units that should be "
+                "off are on"
+            )
+        return best
+
+
+def _layer(model: Model, vector: NDArray[np.float64]) -> tuple[Matrix, Matrix]:
+    """Kernel ``[inputs, units]`` and bias ``[1, units]`` of the first layer in a flat vector."""
+    if model.dense_input is None:
+        raise NotInvertible(f"model {model.name} has no dense layer on its raw input")
+    parts: list[Any] = model.unflatten(vector)
+    kernel, bias = (np.asarray(parts[i], np.float64) for i in model.dense_input)
+    return kernel.reshape(-1, bias.size), bias[None]
+
+
+def _relative_noise(observation: Observation, layer: Matrix) -> float:
+    """The noise that the observer knows of, when the layer's largest entry is one."""
+    if not observation.noise_stddev:
+        return 0.0
+    return float(observation.noise_stddev / np.abs(observation.vector).max())
+
+
+def _checked(observation: Observation, model: Model, factors: Factors, split: Split) -> Guess:
+    """Labels, and the residual: each example's own gradient is taken again and set beside its part.
+
+    After one step they are parallel. Several steps bend them, and then it is the zeros that speak for the
+    decomposition; the smaller of the two counts.
+    """
+    flat = snap(split.inputs)
+    images = flat.reshape(-1, *model.input_shape)
+    every = input_gradients(model, observation.weights, images)
+    labels, residual, evaluations = None, 2 * split.contradictions, 0
+    if every is not None:
+        kernel, _ = _layer(model, np.asarray(observation.weights, np.float64))
+        ours = split.gradients @ kernel.T
+        lengths = np.linalg.norm(every, axis=2)
+        along = np.einsum("cki,ki->ck", every, ours) / np.maximum(lengths, 1e-300)
+        labels = along.argmax(axis=0)
+        rest = np.sum(ours**2, axis=1) - np.maximum(along.max(axis=0), 0) ** 2
+        bent = float(np.sqrt(max(0.0, rest.sum()) / max(float(np.sum(ours**2)), 1e-300)))
+        residual, evaluations = min(bent, residual) if factors.rank > 1 else bent, len(every)
+    moved = float(np.sqrt(np.mean((flat - split.inputs) ** 2)))
+    order = np.argsort(-np.linalg.norm(split.gradients, axis=1), kind="stable")
+    picked = None if labels is None else labels[order].astype(np.int64)
+    return Guess(images[order], picked, max(residual, factors.residual, moved), evaluations)

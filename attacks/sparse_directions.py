@@ -1,0 +1,290 @@
+"""Split a low-rank layer gradient into its examples by the zeros that ReLU leaves in it.
+
+With inputs ``x̃ᵢ = [xᵢ; 1]`` and gradients ``δᵢ`` of the units, ``[dW; db] = Σ x̃ᵢ δᵢᵀ`` has as many singular values
+as there are examples, and each ``δᵢ`` is zero at the units that example leaves off. So among the combinations of
+the right singular vectors, ``V q``, the ``δᵢ`` are the sparse ones (SPEAR: Dimitrov et al. 2024, arXiv:2403.03945,
+section 3). SPEAR finds them by the null vectors of random units, of which about ``2^(1−b)`` are all off for one
+example. Here the units are chosen by what the attacker knows of the inputs: they lie in the span of the left
+singular vectors and are mostly positive, and units whose pre-activation is far below zero for a guess in that span
+are off for examples anywhere near it. A robust fit then bears the units that are not. The inputs still missing
+lie in a complement of the directions already found, so each guess is easier than the one before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+
+FLOOR = 1e-13
+"""Singular values below this share of the largest are rounding, whatever their own gaps."""
+GAP = 20.0
+"""The singular values of the examples end where one is this many times the next."""
+ROUNDING = 8.0
+"""Standard deviations of the noise within which an entry counts as zero."""
+SHARES = (0.1, 0.2, 0.3)
+"""Of all live units, how many of the lowest are fitted."""
+FITS = 12
+"""Reweightings of the robust fit; the second half with the weights of an ℓ0 fit."""
+SAME = 1e-4
+"""Directions whose cosine is closer to one than this are the same."""
+LEVERAGE = 1 - 1e-6
+"""Zeros whose direction hangs on a single one of them, by this measure, are no example's."""
+INSIDE = 0.99
+"""A set of zeros counts as inside another when this share of it is."""
+INDEPENDENT = 1e-2
+"""A direction with less than this length outside the span of others is one of their combinations."""
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """``[dW; db] = left · diag(values) · rightᵀ`` of rank ``b``, and how much noise there is in it.
+
+    Attributes:
+        left: ``[inputs + 1, b]``, orthonormal.
+        values: ``[b]``, descending.
+        right: ``[units, b]``, orthonormal.
+        noise: Standard deviation of what is left over, per entry of the gradient.
+        residual: Share of the gradient's norm left over.
+    """
+
+    left: Matrix
+    values: NDArray[np.float64]
+    right: Matrix
+    noise: float
+    residual: float
+
+    @property
+    def rank(self) -> int:
+        """How many examples there are, as long as no two are collinear."""
+        return len(self.values)
+
+
+def factorise(gradient: Matrix, known_noise: float = 0.0) -> Factors | None:
+    """The rank of ``gradient`` ``[inputs + 1, units]`` by the widest gap of its singular values, or ``None``.
+
+    Args:
+        gradient: Finite.
+        known_noise: Standard deviation per entry of noise that the observer knows of.
+    """
+    # Pixels that are black and units that are off in all examples have no noise either: a second, false gap.
+    lit, live = gradient.any(axis=1), gradient.any(axis=0)
+    left, values, right = np.linalg.svd(gradient[np.ix_(lit, live)], full_matrices=False)
+    most = len(values) // 2
+    if most < 1:
+        return None
+    # The largest singular value of pure noise is σ (√rows + √columns): the edge of Marchenko and Pastur.
+    edge = float(np.sqrt(lit.sum()) + np.sqrt(live.sum()))
+    floored = np.maximum(values, max(FLOOR * values[0], known_noise * edge))
+    ratios = floored[:most] / floored[1 : most + 1]
+    rank = int(np.argmax(ratios)) + 1
+    if ratios[rank - 1] < GAP:
+        return None
+    full_left, full_right = np.zeros((len(lit), rank)), np.zeros((len(live), rank))
+    full_left[lit], full_right[live] = left[:, :rank], right[:rank].T
+    residual = float(np.linalg.norm(values[rank:]) / np.linalg.norm(values))
+    return Factors(full_left, values[:rank], full_right, float(floored[rank]) / edge, residual)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Inputs and unit gradients whose products add up to the gradient.
+
+    Attributes:
+        inputs: ``[b, inputs]``.
+        gradients: ``[b, units]``, exactly zero where they are within the noise of it.
+        contradictions: Of the gradients that are zero, the share whose unit is on by its input and the weights,
+            those before the local steps and those after: near 0 for a right answer, near 1/2 for a wrong one.
+    """
+
+    inputs: Matrix
+    gradients: Matrix
+    contradictions: float
+
+
+class Search:
+    """Finds the sparse directions of one gradient, in rounds of ``advance``."""
+
+    def __init__(self, factors: Factors, weights: Matrix, end_weights: Matrix | None = None) -> None:
+        """``weights`` ``[inputs + 1, units]`` are the layer's, with its bias as the last row.
+
+        ``end_weights`` are those after the local steps, for a gradient that is a sum over several.
+        """
+        self._factors = factors
+        self._weights = (weights, weights if end_weights is None else end_weights)
+        row_noise = factors.noise * float(np.sqrt(np.sum(factors.values**-2.0)))
+        lengths = np.linalg.norm(factors.right, axis=1)
+        live = lengths > max(30 * row_noise, 1e-3 * float(lengths.max()))
+        self._live = live
+        self._rows = factors.right[live]
+        self._unit_rows = self._rows / lengths[live][:, None]
+        self._unit_noise = row_noise / lengths[live]
+        reaches = [w[:, live].T @ factors.left for w in self._weights]
+        self._reaches = [r / np.maximum(np.linalg.norm(r, axis=1, keepdims=True), 1e-300) for r in reaches]
+        bright = factors.left.sum(axis=0)
+        self._bright = bright / max(float(np.linalg.norm(bright)), 1e-300)
+        self._pool: Matrix = np.zeros((0, factors.rank))
+        self.found = 0
+
+    @property
+    def units(self) -> int:
+        """How many units have a gradient."""
+        return len(self._rows)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether there are too few units with a gradient to tell one direction from another."""
+        return len(self._rows) < 2 * self._factors.rank
+
+    def advance(self, rng: np.random.Generator) -> Split | None:
+        """One round of guesses; a split as soon as there are as many independent directions as examples."""
+        rank = self._factors.rank
+        if rank == 1:
+            return self._split(np.ones((1, 1)))
+        chosen = self._select()
+        count = 16 * max(rank, 6)
+        guesses = self._guesses(chosen, count, rng)
+        allowed = self._apart(chosen, len(guesses), rng)
+        # A unit that is far below zero at both ends of the local steps was most likely so in between.
+        heights = [guesses @ reach.T for reach in self._reaches]
+        height = np.where(
+            allowed, np.where(rng.random((count, 1)) < 0.3, heights[0], np.maximum(*heights)), np.inf
+        )
+        for i, share in enumerate(SHARES):
+            self._collect(self._fit(height[i :: len(SHARES)], share))
+        chosen = self._select()
+        self.found = len(chosen)
+        return self._split(chosen.T) if len(chosen) == rank else None
+
+    def _apart(self, chosen: Matrix, count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Units to choose from, ``[count, units]``: some left out at random, so that no two fits are alike.
+
+        Of the guesses some are kept to units that are on in up to three of the examples found already. Alike
+        examples are off at the same units, and combinations of them at those; the units that tell the missing
+        ones from the known are among the rest.
+        """
+        kept = rng.choice([1.0, 0.8, 0.6], (count, 1))
+        allowed = rng.random((count, len(self._rows))) < kept
+        if not len(chosen):
+            return allowed
+        on = ~np.stack([self._zero(q) for q in chosen])
+        order = rng.random((count, len(chosen))).argsort(axis=1)
+        excluded = rng.integers(0, 4, count)
+        for i in range(min(3, len(chosen))):
+            narrower = allowed & on[order[:, i]]
+            fits = (excluded > i) & (narrower.sum(axis=1) >= 3 * self._factors.rank)
+            allowed[fits] = narrower[fits]
+        return allowed
+
+    def _guesses(self, chosen: Matrix, count: int, rng: np.random.Generator) -> Matrix:
+        """Inputs in coordinates of ``left``, ``[count, b]``: bright on the whole, otherwise anything.
+
+        Two of three are orthogonal to what the inputs still missing are orthogonal to.
+        """
+        rank = self._factors.rank
+        spread = rng.normal(size=(count, rank)) / np.sqrt(rank)
+        guesses = spread + rng.choice([0.5, 1.0, 1.5], (count, 1)) * self._bright
+        if 0 < len(chosen) < rank:
+            basis, _ = np.linalg.qr((chosen / self._factors.values).T)
+            guesses[::3] -= guesses[::3] @ basis @ basis.T
+            guesses[1::3] -= guesses[1::3] @ basis @ basis.T
+        return np.asarray(guesses)
+
+    def _fit(self, height: Matrix, share: float) -> Matrix:
+        """For each row of heights ``[count, units]`` the direction most of its lowest units are orthogonal to."""
+        total, rank = len(self._rows), self._factors.rank
+        taken = min(max(int(share * total), 2 * rank), total - 1)
+        lowest = np.argpartition(height, taken, axis=1)[:, :taken]
+        rows = self._unit_rows[lowest]
+        weights = np.ones(lowest.shape)
+        directions = np.zeros((len(height), rank))
+        for step in range(FITS):
+            gram = np.matmul((rows * weights[..., None]).transpose(0, 2, 1), rows)
+            directions = np.linalg.eigh(gram)[1][:, :, 0]
+            distance = np.einsum("snb,sb->sn", rows, directions)
+            width = 0.3 * (1e-3 / 0.3) ** (step / (FITS - 1))
+            power = -0.5 if step < FITS // 2 else -1.0
+            weights = (distance**2 + width**2) ** power
+        return directions
+
+    def _collect(self, directions: Matrix) -> None:
+        """Sharpen what is new among ``directions``, and keep what has more zeros than its own rank explains."""
+        least = self._factors.rank + 2
+        near = np.abs(directions @ self._unit_rows.T) < np.maximum(1e-3, 10 * self._unit_noise)
+        for i in np.argsort(-near.sum(axis=1), kind="stable"):
+            if near[i].sum() < least:
+                break
+            if self._known(directions[i]):
+                continue
+            direction = self._sharpened(directions[i])
+            zero = self._zero(direction)
+            if zero.sum() < least:
+                continue
+            left, values, right = np.linalg.svd(self._rows[zero], full_matrices=False)
+            # A combination of two examples is zero where both are, and at one more unit by chance: without
+            # that unit, whose leverage is then one, more than one direction would be open.
+            leverage = float(np.sum(left[:, :-1] ** 2, axis=1).max())
+            if leverage < LEVERAGE and values[-2] > 1e-6 * values[0] and not self._known(right[-1]):
+                self._pool = np.vstack([self._pool, right[-1]])
+
+    def _sharpened(self, direction: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The direction by all units, those that only come close to it by chance losing their weight."""
+        for width in (1e-4, 1e-5, 1e-6, 1e-7):
+            distance = self._unit_rows @ direction
+            weights = 1 / (distance**2 + np.maximum(width, self._unit_noise) ** 2)
+            direction = np.linalg.eigh((self._unit_rows.T * weights) @ self._unit_rows)[1][:, 0]
+        return direction
+
+    def _known(self, direction: NDArray[np.float64]) -> bool:
+        return bool((np.abs(self._pool @ direction) > 1 - SAME).any())
+
+    def _zero(self, direction: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which live units have no gradient in ``direction``."""
+        return np.asarray(np.abs(self._rows @ direction) < self._threshold(direction))
+
+    def _threshold(self, direction: NDArray[np.float64]) -> float:
+        """Below this an entry of ``right · direction`` is zero: its noise is that of the gradient it came from."""
+        noise = self._factors.noise * float(np.linalg.norm(direction / self._factors.values))
+        return ROUNDING * noise + 1e-11
+
+    def _select(self) -> Matrix:
+        """Independent directions of the pool ``[≤ b, b]``, those with the most zeros first.
+
+        Combinations of directions have zeros too, where all of them do: inside each of their sets.
+        """
+        if not len(self._pool):
+            return self._pool
+        zeros = np.stack([self._zero(q) for q in self._pool]).astype(np.float64)
+        count = zeros.sum(axis=1)
+        shared = zeros @ zeros.T
+        inside = (shared >= INSIDE * count[:, None]) & (count[None, :] > 1.02 * count[:, None])
+        candidates = np.flatnonzero(~inside.any(axis=1))
+        chosen: list[int] = []
+        basis = np.zeros((0, self._pool.shape[1]))
+        for i in candidates[np.argsort(-count[candidates], kind="stable")]:
+            rest = self._pool[i] - basis.T @ (basis @ self._pool[i])
+            length = float(np.linalg.norm(rest))
+            if length > INDEPENDENT and len(chosen) < self._factors.rank:
+                chosen.append(int(i))
+                basis = np.vstack([basis, rest / length])
+        return self._pool[chosen]
+
+    def _split(self, directions: Matrix) -> Split | None:
+        """Inputs and gradients from the columns of ``directions`` ``[b, b]``; ``None`` if one has no scale."""
+        factors = self._factors
+        inputs = np.linalg.solve(directions, (factors.left * factors.values).T)
+        ones = inputs[:, -1]
+        # Of [x; 1] with x in [0, 1] the last entry is at least this share of the length.
+        if (np.abs(ones) < 0.1 / np.sqrt(inputs.shape[1]) * np.linalg.norm(inputs, axis=1)).any():
+            return None
+        inputs = inputs / ones[:, None]
+        gradients = (factors.right @ directions).T * ones[:, None]
+        thresholds = np.array([self._threshold(q) for q in directions.T]) * np.abs(ones)
+        on = np.abs(gradients) > thresholds[:, None]
+        off = self._live & ~on
+        always_on = np.all([inputs @ w > 0 for w in self._weights], axis=0)
+        contradictions = float(np.mean(always_on[off])) if off.any() else 1.0
+        return Split(inputs[:, :-1], np.where(on, gradients, 0.0), contradictions)
