@@ -146,7 +146,7 @@ def _histograms(magnitude: NDArray[np.float32], orientation: NDArray[np.int64], 
     place = (image + cell) * ORIENTATIONS + orientation
     size = n * rows * columns * ORIENTATIONS
     sums = np.bincount(place[inside].ravel(), magnitude[inside].ravel(), minlength=size)
-    return sums.reshape(n, -1).astype(np.float32)
+    return sums.reshape(n, rows * columns * ORIENTATIONS).astype(np.float32)
 
 
 def _pooled(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -155,7 +155,7 @@ def _pooled(images: NDArray[np.float32]) -> NDArray[np.float32]:
     rows, columns = height // tall, width // wide
     kept = images[:, : rows * tall, : columns * wide]
     means: NDArray[np.float32] = kept.reshape(n, rows, tall, columns, wide, channels).mean(axis=(2, 4))
-    return means.reshape(n, -1)
+    return means.reshape(n, rows * columns * channels)
 
 
 def _span(side: int, parts: int) -> int:

@@ -72,5 +72,5 @@ def require_text_model(population: Population, model: str) -> None:
             where="model.name",
             value=model,
             remedy='Set model.features = "one_hot" (then softmax and mlp fit), or name a Keras builder of your own '
-            "that begins with Rescaling(255.0, offset=0.5) and Embedding(256, …): it is given ids divided by 255",
+            "that begins with Rescaling(255.0, offset=0.5): it is given ids divided by 255",
         )

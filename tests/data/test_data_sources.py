@@ -96,6 +96,11 @@ def test_an_unknown_source_lists_the_known_ones() -> None:
         ("tfds:../kmnist", {}, "names no dataset"),
         ("tfds:kmnist:3", {}, "names no dataset"),
         ("tfds:huggingface:mnist", {}, "names no dataset"),
+        ("tff", {}, "names no simulation set"),
+        ("npy", {}, "npy needs a folder. Write npy:FOLDER"),
+        ("npz:x", {"client_column": "x"}, "data.client_column: does not go with the source npz"),
+        ("digits", {"sequence_length": 3}, "data.sequence_length: does not go with the source digits"),
+        ("tff:emnist", {"folder": "x"}, "data.folder: does not go with the source tff"),
     ],
 )
 def test_refuses_what_contradicts_itself(source: str, keys: dict[str, Any], message: str) -> None:
@@ -125,20 +130,27 @@ def test_describes_what_is_here(tmp_path: Path) -> None:
         "tfds:kmnist:3.0.2",
         "tfds:kmnist:3.0.10",
         "tfds:NAME",
+        *(f"tff:{name}" for name in ("emnist", "emnist_all", "cifar100", "shakespeare", "stackoverflow")),
+        "tff:NAME_synthetic",
+        "npz:FILE",
+        "parquet:FILE",
+        "npy:FOLDER",
     ]
     assert {tuple(row) for row in rows.values()} == {("source", "holds", "here")}
-    assert [row["here"] for row in rows.values()] == [True] * 6 + [None]
+    assert [row["here"] for row in rows.values()][:7] == [True] * 6 + [None]
     assert "train-images-idx3-ubyte.gz" in rows[f"idx:{folder}"]["holds"]
 
 
 def test_describes_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "usual"))
-    digits, idx, tfds = describe(folder=tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    digits, idx, tfds, *others = describe(folder=tmp_path)
     assert digits["here"] is True
     assert idx["here"] is False
     assert "looked for *train-images-idx3-ubyte" in idx["holds"]
     assert tfds["here"] is None
     assert str(tmp_path / "usual") in tfds["holds"]
+    assert [row["here"] for row in others] == [False] * 5 + [True] + [None] * 3
     assert describe()[1] == {
         "source": "idx:FOLDER",
         "holds": "IDX files of the MNIST family, gzipped or not",
@@ -152,7 +164,15 @@ def test_every_source_says_how_to_name_it() -> None:
 
 def test_importing_and_describing_import_nothing_heavy() -> None:
     """Counted in a process of its own, because other tests here import TensorFlow."""
-    heavy = ("tensorflow", "tensorflow_datasets", "sklearn", "requests")
+    heavy = (
+        "tensorflow",
+        "tensorflow_datasets",
+        "tensorflow_federated",
+        "sklearn",
+        "requests",
+        "pyarrow",
+        "skimage",
+    )
     code = f"import sys, privfed.data; privfed.data.describe(); print([m for m in {heavy!r} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
