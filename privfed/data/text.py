@@ -71,6 +71,6 @@ def require_text_model(population: Population, model: str) -> None:
             f"the examples of {population.name} are token ids, and no model of the zoo is for text",
             where="model.name",
             value=model,
-            remedy='Set model.features = "one_hot" (then softmax and mlp fit), or name a Keras builder of your own '
-            "that begins with Rescaling(255.0, offset=0.5): it is given ids divided by 255",
+            remedy='Set model.features = "one_hot" (then softmax and mlp fit), or name a Keras builder of your '
+            "own that begins with Rescaling(255.0, offset=0.5): it is given ids divided by 255",
         )
