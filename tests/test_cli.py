@@ -1,11 +1,9 @@
-"""The command line from outside: figures, refusals in one line with exit code 2, and a run killed half way."""
+"""The command line from outside: figures, and refusals in one line with exit code 2."""
 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -35,22 +33,3 @@ def test_wrong_settings_are_one_line_and_exit_code_2(
     assert got.returncode == 2
     assert len(got.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_killed_verified_and_run_again(privfed_command: list[str], tmp_path: Path) -> None:
-    arguments = ["train", DIGITS, "--set", "secure_aggregation.mode=ring", "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [*privfed_command, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    ledger = tmp_path / "ledger.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (ledger.exists() and ledger.read_text().count("commit") > 5):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert run(privfed_command, "verify", str(tmp_path)).returncode == 0
-    assert run(privfed_command, *arguments).returncode == 0
-    after = json.loads(run(privfed_command, "verify", str(tmp_path), "--json").stdout)
-    assert after["holds"]
-    assert after["epsilon"] == pytest.approx(3, abs=1e-3)
