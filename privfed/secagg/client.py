@@ -1,34 +1,52 @@
 """The client's half of the protocol, without input or output: messages in, messages out.
 
-Trust: the server is honest but curious. Keys are not signed, so an *active* server can substitute its own keys for
-the clients' and read their inputs. The checks below (disjoint survivor and dropout lists, a majority threshold,
-one masked vector) stop a server from asking for both shares of a client, and no more than that.
+Trust: nobody but the directory of identities. The server may lie, replay, reorder and collude with clients, within
+the numbers that ``SecAggParams`` were made for; what that leaves it is in ``docs/secure-aggregation.md``.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from privfed.secagg import shamir
-from privfed.secagg.errors import KeyRefusedError, MalformedMessageError, ParameterError, UnmaskRefusedError
+from privfed.secagg import merkle, shamir, wire
+from privfed.secagg.errors import (
+    InconsistentModelError,
+    InconsistentSurvivorsError,
+    KeyRefusedError,
+    MalformedMessageError,
+    ParameterError,
+    SessionUsedError,
+    SignatureRefusedError,
+    UnmaskRefusedError,
+)
+from privfed.secagg.graph import Graph
+from privfed.secagg.identities import Directory, Identity
 from privfed.secagg.keys import (
     KeyPair,
+    Scope,
     channel_key,
+    commit_to_model,
     commit_to_seed,
+    matches,
+    message_to_sign,
     pair_mask_key,
     seal,
     self_mask_key,
+    survivors_to_sign,
     unseal,
 )
 from privfed.secagg.messages import (
     AdvertiseKeys,
+    ConsistencySignature,
     Inbox,
     MaskedInput,
     Roster,
     ShareKeys,
+    SurvivorList,
     ToClient,
     ToServer,
     UnmaskRequest,
@@ -36,35 +54,62 @@ from privfed.secagg.messages import (
 )
 from privfed.secagg.params import SecAggParams
 from privfed.secagg.prg import apply_masks
+from privfed.secagg.sessions import UsedSessions
 from privfed.secagg.states import ClientState, State, Step, after_message, after_step
+
+_Signed = TypeVar("_Signed", AdvertiseKeys, ShareKeys, MaskedInput, UnmaskShares)
 
 
 class Client:
-    """One client in one session (Bonawitz et al. 2017, figure 4, semi-honest setting); never to be used again.
+    """One client in one session (Bonawitz et al. 2017, figure 4, malicious setting); never to be used again.
 
-    ``start`` → ``receive(Roster)`` → ``receive(Inbox)`` → ``contribute(vector)`` → ``receive(UnmaskRequest)``.
-    An event that the state does not allow, or a message that fails a check, raises and changes nothing.
+    ``start`` → ``receive(Roster)`` → ``receive(Inbox)`` → ``contribute(vector)`` → ``receive(SurvivorList)`` →
+    ``receive(UnmaskRequest)``. An event that the state does not allow, or a message that fails a check, raises and
+    changes nothing: the caller may wait for a better message, or ``abort``.
 
     Args:
         params: The session.
         client_id: One of ``params.client_ids``.
+        identity: The client's signing key, the one that ``directory`` has of it.
+        directory: Who is who; from anybody but the server.
+        sessions: Which sessions this client has begun; must outlive the process where the client does.
+        model: The model that this client was given for the round, as bytes: all must have been given the same.
+        workers: Most threads to mask with.
 
     Raises:
-        ParameterError: ``client_id`` has no part in the session.
+        ParameterError: ``client_id`` has no part in the session, or the directory has another key of it.
     """
 
-    def __init__(self, params: SecAggParams, client_id: int) -> None:
+    def __init__(
+        self,
+        params: SecAggParams,
+        client_id: int,
+        *,
+        identity: Identity,
+        directory: Directory,
+        sessions: UsedSessions,
+        model: bytes = b"",
+        workers: int = 1,
+    ) -> None:
         if client_id not in params.points:
             raise ParameterError(
                 f"client_id: {client_id} is not among the session's {len(params.client_ids)} clients"
             )
-        self.params, self.client_id = params, client_id
+        if directory.get(client_id) != identity.public:
+            raise ParameterError(f"identity: the directory has another key of client {client_id}, or none")
+        self.params, self.client_id, self.workers = params, client_id, workers
+        self._identity, self._directory, self._sessions = identity, directory, sessions
         self._state: State = ClientState.IDLE
+        self._scope = Scope(params)
+        self._model_digest = commit_to_model(self._scope, model)
         self._mask_pair, self._channel_pair = KeyPair.generate(), KeyPair.generate()
         self._seed = os.urandom(shamir.SECRET_BYTES)
+        self._advertisement: AdvertiseKeys | None = None
         self._peer_mask_keys: dict[int, bytes] = {}
         self._inbound_keys: dict[int, bytes] = {}
         self._held: dict[int, tuple[int, int]] = {}  # by owner: share of its seed, share of its mask key
+        self._survivors: frozenset[int] = frozenset()  # of those in _held
+        self._statement = b""  # what this client signed about the survivors
 
     @property
     def state(self) -> State:
@@ -79,9 +124,18 @@ class Client:
 
         Raises:
             IllegalEventError: The session has begun already.
+            SessionUsedError: This client has begun the same session before, perhaps in another process.
         """
-        self._state = after_step(self._state, Step.START)
-        return self._advertisement()
+        following = after_step(self._state, Step.START)
+        if not self._sessions.claim(self.client_id, self.params.session):
+            raise SessionUsedError(
+                f"session: client {self.client_id} has begun {self.params.session.hex()} before and will not mask "
+                f"a second vector in it. Sit this session out"
+            )
+        keys = self._mask_pair.public, self._channel_pair.public
+        self._advertisement = self._sign(AdvertiseKeys(self.client_id, *keys, self._model_digest))
+        self._state = following
+        return self._advertisement
 
     def receive(self, message: ToClient) -> list[ToServer]:
         """Take a message of the server; what to answer.
@@ -90,11 +144,14 @@ class Client:
             RemoteError: The message is out of order or fails a check; see its subclasses.
         """
         following = after_message(self._state, message, offender=None)
+        wire.check_form(message, peer=None)
         answer: list[ToServer] = []
         if isinstance(message, Roster):
             answer.append(self._share_keys(message))
         elif isinstance(message, Inbox):
             self._open(message)
+        elif isinstance(message, SurvivorList):
+            answer.append(self._sign_survivors(message))
         else:
             answer.append(self._reveal(message))
         self._state = following
@@ -112,63 +169,97 @@ class Client:
         """
         following = after_step(self._state, Step.CONTRIBUTE)
         self.params.check_vector(vector)
-        added = [self_mask_key(self.params, self._seed, self.client_id)]
+        added = [self_mask_key(self._scope, self._seed, self.client_id)]
         subtracted: list[bytes] = []
         for peer in self._held:
             if peer != self.client_id:
                 public = self._peer_mask_keys[peer]
-                key = pair_mask_key(self.params, self._mask_pair, self.client_id, peer, public)
+                key = pair_mask_key(self._scope, self._mask_pair, self.client_id, peer, public)
                 (added if self.client_id < peer else subtracted).append(key)
         masked = vector.copy()
-        apply_masks(masked, added, subtracted)
+        apply_masks(masked, added, subtracted, self.workers)
+        message = self._sign(MaskedInput(self.client_id, masked))
         self._state = following
         # Whoever takes over the process from now on cannot strip the masks. Best effort: Python keeps copies.
-        del self._mask_pair, self._channel_pair, self._seed
-        return MaskedInput(self.client_id, masked)
+        self._forget_keys()
+        return message
 
-    def _advertisement(self) -> AdvertiseKeys:
-        return AdvertiseKeys(self.client_id, self._mask_pair.public, self._channel_pair.public)
+    def abort(self) -> None:
+        """Give up, whatever the reason, and forget everything: no share is revealed after this.
+
+        Raises:
+            IllegalEventError: The session is over.
+        """
+        self._state = after_step(self._state, Step.ABORT)
+        self._forget_keys()
+        self._peer_mask_keys, self._inbound_keys, self._held = {}, {}, {}
+
+    def _forget_keys(self) -> None:
+        for name in ("_mask_pair", "_channel_pair", "_seed"):
+            vars(self).pop(name, None)
+
+    def _sign(self, message: _Signed) -> _Signed:
+        content = message_to_sign(self._scope, wire.digest_to_sign(message), self.client_id)
+        return replace(message, signature=self._identity.sign(content))
 
     def _share_keys(self, roster: Roster) -> ShareKeys:
         self._check_roster(roster)
         params, own, points = self.params, self.client_id, self.params.points
-        members = [entry.sender for entry in roster.entries]
-        at = [points[member] for member in members]
+        scope = Scope(params, roster.root)
+        at = [points[own], *(points[entry.sender] for entry in roster.entries)]
         seed_shares = shamir.split(self._seed, params.threshold, at)
         key_shares = shamir.split(self._mask_pair.private_bytes(), params.threshold, at)
-        held, sealed, inbound = {}, {}, {}
-        for entry, seed_share, key_share in zip(roster.entries, seed_shares, key_shares, strict=True):
+        sealed, inbound = {}, {}
+        for entry, seed_share, key_share in zip(roster.entries, seed_shares[1:], key_shares[1:], strict=True):
             peer = entry.sender
-            if peer == own:
-                held[own] = seed_share, key_share
-                continue
             shared = self._channel_pair.exchange(entry.channel_key, owner=peer)
-            inbound[peer] = channel_key(params, shared, peer, own)
-            outbound = channel_key(params, shared, own, peer)
-            sealed[peer] = seal(params, outbound, own, peer, seed_share, key_share)
-        commitment = commit_to_seed(params, self._seed, own)
+            inbound[peer] = channel_key(scope, shared, peer, own)
+            outbound = channel_key(scope, shared, own, peer)
+            sealed[peer] = seal(scope, outbound, own, peer, seed_share, key_share)
+        commitment = commit_to_seed(scope, self._seed, own)
+        self._scope = scope
         self._peer_mask_keys = {entry.sender: entry.mask_key for entry in roster.entries}
-        self._inbound_keys, self._held = inbound, held
-        return ShareKeys(own, commitment, sealed)
+        self._inbound_keys, self._held = inbound, {own: (seed_shares[0], key_shares[0])}
+        return self._sign(ShareKeys(own, commitment, sealed))
 
     def _check_roster(self, roster: Roster) -> None:
+        params, own = self.params, self.client_id
+        if roster.recipient != own:
+            raise MalformedMessageError(f"roster of client {roster.recipient} came to client {own}", offender=None)
+        advertisement = self._advertisement
+        assert advertisement is not None
+        place, size = params.points[own] - 1, len(params.client_ids)
+        if not merkle.is_under(roster.root, roster.path, place, size, merkle.leaf(wire.encode(advertisement))):
+            raise KeyRefusedError(f"the root does not hold client {own}'s own keys as advertised", offender=None)
         members = [entry.sender for entry in roster.entries]
-        if members != sorted(set(members)) or not set(members) <= self.params.points.keys():
-            raise MalformedMessageError("roster is not an ascending list of this session's clients", offender=None)
-        if len(members) < self.params.threshold:
+        neighbours = Graph(params, roster.root).neighbours(own)
+        if members != sorted(set(members)) or not set(members) <= set(neighbours):
             raise MalformedMessageError(
-                f"roster has {len(members)} clients, below the threshold {self.params.threshold}", offender=None
+                f"roster is not an ascending list of client {own}'s neighbours", offender=None
             )
-        if self._advertisement() not in roster.entries:
-            raise KeyRefusedError(
-                f"roster does not hold client {self.client_id}'s own keys as advertised", offender=None
+        if len(members) + 1 < params.threshold:
+            raise MalformedMessageError(
+                f"roster has {len(members) + 1} clients, below the threshold {params.threshold}", offender=None
             )
-        seen: set[bytes] = set()
+        seen = {advertisement.mask_key, advertisement.channel_key}
         for entry in roster.entries:
+            self._check_entry(entry)
             for key in (entry.mask_key, entry.channel_key):
                 if key in seen:
                     raise KeyRefusedError("a public key stands twice in the roster", offender=entry.sender)
                 seen.add(key)
+
+    def _check_entry(self, entry: AdvertiseKeys) -> None:
+        content = message_to_sign(self._scope, wire.digest_to_sign(entry), entry.sender)
+        if not self._directory.verify(entry.sender, entry.signature, content):
+            raise SignatureRefusedError(
+                f"passes on keys that client {entry.sender} did not sign for this session", offender=None
+            )
+        # An honest server refuses who does not hold its model, so that this one told its clients different things.
+        if not matches(self._model_digest, entry.model_digest):
+            raise InconsistentModelError(
+                f"clients {self.client_id} and {entry.sender} were given different models", offender=None
+            )
 
     def _open(self, inbox: Inbox) -> None:
         own = self.client_id
@@ -182,36 +273,65 @@ class Client:
                 offender=None,
             )
         opened = {
-            sender: unseal(self.params, self._inbound_keys[sender], sender, own, sealed)
+            sender: unseal(self._scope, self._inbound_keys[sender], sender, own, sealed)
             for sender, sealed in inbox.sealed.items()
         }
         self._held |= opened
         self._inbound_keys = {}
 
-    def _reveal(self, request: UnmaskRequest) -> UnmaskShares:
-        survivors, dropped = set(request.survivors), set(request.dropped)
-        if len(survivors) + len(dropped) < len(request.survivors) + len(request.dropped):
-            raise MalformedMessageError("unmasking request names a client twice in one list", offender=None)
-        if both := survivors & dropped:
-            raise UnmaskRefusedError(
-                f"asks for both shares of client {min(both)}: survivor and dropped", offender=None
-            )
-        if survivors | dropped != self._held.keys():
-            raise UnmaskRefusedError(
-                "survivors and dropped together are not the clients that shared", offender=None
-            )
+    def _sign_survivors(self, message: SurvivorList) -> ConsistencySignature:
+        survivors = set(message.survivors)
+        if not survivors <= self.params.points.keys():
+            raise MalformedMessageError("survivor list has a client that is not in the session", offender=None)
         if self.client_id not in survivors:
             raise UnmaskRefusedError(
                 f"calls client {self.client_id} dropped, whose masked input was sent", offender=None
             )
-        if len(survivors) < self.params.threshold:
+        held = self._held.keys()
+        if silent := sorted(survivors & (self._peer_mask_keys.keys() - held)):
             raise UnmaskRefusedError(
-                f"{len(survivors)} survivors are below the threshold {self.params.threshold}", offender=None
+                f"calls client {silent[0]} a survivor, which did not share its keys with client {self.client_id}",
+                offender=None,
             )
-        answer = UnmaskShares(
-            self.client_id,
-            {owner: self._held[owner][0] for owner in request.survivors},
-            {owner: self._held[owner][1] for owner in request.dropped},
+        if len(survivors & held) < self.params.threshold:
+            raise UnmaskRefusedError(
+                f"{len(survivors & held)} survivors among the holders of client {self.client_id}'s shares are "
+                f"below the threshold {self.params.threshold}",
+                offender=None,
+            )
+        self._survivors = frozenset(survivors & held)
+        self._statement = survivors_to_sign(self._scope, self._model_digest, message.survivors)
+        return ConsistencySignature(self.client_id, self._identity.sign(self._statement))
+
+    def _reveal(self, request: UnmaskRequest) -> UnmaskShares:
+        own = self.client_id
+        if request.recipient != own:
+            raise MalformedMessageError(
+                f"request to client {request.recipient} came to client {own}", offender=None
+            )
+        if not request.signatures.keys() <= self._survivors - {own}:
+            raise MalformedMessageError(
+                f"request has a signature of one that is no surviving neighbour of client {own}",
+                offender=None,
+            )
+        if len(request.signatures) + 1 < self.params.threshold:
+            raise UnmaskRefusedError(
+                f"{len(request.signatures) + 1} signed the survivor list, below the threshold "
+                f"{self.params.threshold}",
+                offender=None,
+            )
+        for client, signature in request.signatures.items():
+            if not self._directory.verify(client, signature, self._statement):
+                raise InconsistentSurvivorsError(
+                    f"client {client} did not sign the roster, model and survivor list of client {own}",
+                    offender=None,
+                )
+        answer = self._sign(
+            UnmaskShares(
+                own,
+                {owner: shares[0] for owner, shares in self._held.items() if owner in self._survivors},
+                {owner: shares[1] for owner, shares in self._held.items() if owner not in self._survivors},
+            )
         )
         self._held = {}
         return answer

@@ -32,11 +32,16 @@ class IllegalEventError(LocalError):
     """The caller asked for a step that the present state does not allow."""
 
 
+class SessionUsedError(LocalError):
+    """This client has begun this session before, perhaps before a restart, and must not begin it again."""
+
+
 class RemoteError(SecAggError):
     """A peer's message breaks the protocol: the message is refused and the state stays as it was.
 
     Attributes:
-        offender: Client that sent the message or owns the offending part; ``None`` is the server.
+        offender: The client whose signature stands under what is wrong; ``None`` is the server, which answers for
+            whatever it passes on without a valid signature.
     """
 
     def __init__(self, what: str, *, offender: int | None) -> None:
@@ -49,7 +54,7 @@ class UnexpectedMessageError(RemoteError):
 
 
 class UnexpectedSenderError(RemoteError):
-    """A message from someone who has no part in this stage."""
+    """A message from someone who has no part in this stage, or in somebody else's name."""
 
 
 class DuplicateMessageError(RemoteError):
@@ -57,25 +62,41 @@ class DuplicateMessageError(RemoteError):
 
 
 class MalformedMessageError(RemoteError):
-    """A message whose fields have the wrong length, type, range or set of identifiers."""
+    """A message whose bytes or fields have the wrong length, type, range, order or set of identifiers."""
+
+
+class SignatureRefusedError(RemoteError):
+    """A signature that the identity in the directory did not make over this content in this session."""
 
 
 class KeyRefusedError(RemoteError):
     """A public key that is duplicated, of low order, or not the one that was advertised."""
 
 
+class InconsistentModelError(RemoteError):
+    """Two parties of one round hold different models."""
+
+
+class InconsistentSurvivorsError(RemoteError):
+    """A neighbour did not sign the list of survivors that this client was given, or not in this session."""
+
+
 class BrokenSealError(RemoteError):
-    """Sealed shares that do not open: forged, altered, or meant for another session, round or recipient."""
+    """Sealed shares that do not open: forged, altered, or meant for another session, round or recipient.
+
+    ``offender`` is the sender. The seal is symmetric: that the server altered it in passing cannot be ruled out.
+    """
 
 
 class UnmaskRefusedError(RemoteError):
-    """An unmasking request that would let the server learn more than the survivors' sum."""
+    """A list of survivors, or a call to unmask, that would let the server learn more than the survivors' sum."""
 
 
 class CorruptShareError(RemoteError):
-    """Shares that do not give back the secret that their owner committed to; ``offender`` is that owner.
+    """Shares that do not give back the secret that their owner committed to.
 
-    Somebody's share is wrong, the owner's dealing or a holder's answer; this does not tell which.
+    ``offender`` is the holder whose share does not lie on the polynomial of the committed secret, when more shares
+    are there than the threshold and so can tell; otherwise the owner, though a holder may be the one to blame.
     """
 
 
@@ -84,7 +105,8 @@ class RoundAborted(SecAggError):  # noqa: N818 - how a round may well end, not a
 
     Attributes:
         stage: Stage whose messages were too few.
-        survivors: How many clients sent that stage's message.
+        survivors: How many sent that stage's message, among the holders of that client's shares who has fewest; in
+            a complete graph, how many there are in all.
         threshold: How many were needed.
     """
 

@@ -1,10 +1,12 @@
-"""Key pairs, derived keys, commitments and sealed shares, each bound to session, round, ids and purpose."""
+"""Key pairs, derived keys, commitments, sealed shares and signed content, each bound to where it belongs."""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 import struct
+from collections.abc import Sequence
 from enum import Enum
 
 from cryptography.exceptions import InvalidTag
@@ -14,30 +16,52 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from privfed.secagg.errors import BrokenSealError, KeyRefusedError, MalformedMessageError
-from privfed.secagg.messages import KEY_BYTES, SHARE_BYTES
+from privfed.secagg.messages import DIGEST_BYTES, KEY_BYTES, SEALED_BYTES, SHARE_BYTES
 from privfed.secagg.params import SecAggParams
 from privfed.secagg.shamir import PRIME
 
-NONCE_BYTES, TAG_BYTES = 12, 16
-SEALED_BYTES = NONCE_BYTES + 2 * SHARE_BYTES + TAG_BYTES
+NONCE_BYTES = 12
+NO_ROOT = bytes(DIGEST_BYTES)
+"""Stands for the root of the advertisements before there is one."""
 
-_LABEL = b"privfed.secagg/1"
+_LABEL = b"privfed.secagg/2"
 
 
 class Purpose(Enum):
-    """What a derived value is for; no two purposes ever share a key."""
+    """What a derived value or a signature is for; no two purposes ever share a key or a meaning."""
 
     PAIR_MASK = b"pair mask"
     SELF_MASK = b"self mask"
     CHANNEL = b"channel"
     COMMITMENT = b"commitment"
+    GRAPH = b"graph"
+    MODEL = b"model"
+    MESSAGE = b"message"
+    SURVIVORS = b"survivors"
 
 
-def binding(params: SecAggParams, purpose: Purpose, first: int, second: int) -> bytes:
-    """Unambiguous encoding of session, round, purpose and two ids: every variable part carries its length."""
-    session, name = params.session, purpose.value
-    lengths = bytes((len(session), len(name)))
-    return _LABEL + lengths + session + name + struct.pack(">QQQ", params.round_number, first, second)
+class Scope:
+    """Where a value belongs: the session, its round and parameters, and the root of what was advertised in it.
+
+    Args:
+        params: The session.
+        root: Merkle root of the advertisements: clients that were told different things share no key.
+    """
+
+    def __init__(self, params: SecAggParams, root: bytes = NO_ROOT) -> None:
+        session = params.session
+        self._prefix = b"".join(
+            (_LABEL, bytes((len(session),)), session, struct.pack(">Q", params.round_number), params.digest, root)
+        )
+
+    def info(self, purpose: Purpose, first: int, second: int) -> bytes:
+        """Unambiguous encoding of all this, of the purpose and of two ids: every variable part has its length."""
+        name = purpose.value
+        return self._prefix + bytes((len(name),)) + name + struct.pack(">QQ", first, second)
+
+    def key(self, secret: bytes, purpose: Purpose, first: int, second: int) -> bytes:
+        """Key for one purpose and two ids, derived from ``secret``, 32 bytes."""
+        return hkdf_sha256(secret, self.info(purpose, first, second))
 
 
 def hkdf_sha256(secret: bytes, info: bytes, *, salt: bytes | None = None, length: int = KEY_BYTES) -> bytes:
@@ -63,8 +87,9 @@ class KeyPair:
         return cls(X25519PrivateKey.from_private_bytes(private))
 
     def private_bytes(self) -> bytes:
-        """The private key, 32 bytes, to be shared and never logged."""
-        return self._private.private_bytes_raw()
+        """The private key, 32 bytes, to be shared and never logged; clamped, so that there is only one."""
+        raw = self._private.private_bytes_raw()
+        return bytes((raw[0] & 248,)) + raw[1:31] + bytes((raw[31] & 127 | 64,))
 
     def exchange(self, public: bytes, *, owner: int) -> bytes:
         """Shared secret with the owner of ``public``, 32 bytes.
@@ -83,46 +108,60 @@ class KeyPair:
         return f"KeyPair(public={self.public.hex()}, private=<redacted>)"
 
 
-def pair_mask_key(params: SecAggParams, pair: KeyPair, own: int, peer: int, peer_public: bytes) -> bytes:
+def pair_mask_key(scope: Scope, pair: KeyPair, own: int, peer: int, peer_public: bytes) -> bytes:
     """Keystream key that ``own`` and ``peer`` have in common, 32 bytes; the same from either side.
 
     Raises:
         KeyRefusedError: The peer's key is unusable.
     """
-    info = binding(params, Purpose.PAIR_MASK, min(own, peer), max(own, peer))
-    return hkdf_sha256(pair.exchange(peer_public, owner=peer), info)
+    shared = pair.exchange(peer_public, owner=peer)
+    return scope.key(shared, Purpose.PAIR_MASK, min(own, peer), max(own, peer))
 
 
-def self_mask_key(params: SecAggParams, seed: bytes, owner: int) -> bytes:
+def self_mask_key(scope: Scope, seed: bytes, owner: int) -> bytes:
     """Keystream key of a client's own mask, 32 bytes."""
-    return hkdf_sha256(seed, binding(params, Purpose.SELF_MASK, owner, owner))
+    return scope.key(seed, Purpose.SELF_MASK, owner, owner)
 
 
-def commit_to_seed(params: SecAggParams, seed: bytes, owner: int) -> bytes:
+def commit_to_seed(scope: Scope, seed: bytes, owner: int) -> bytes:
     """SHA-256 commitment to a self-mask seed, 32 bytes: hiding, since the seed is 256 random bits; binding."""
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(binding(params, Purpose.COMMITMENT, owner, owner) + seed)
-    return digest.finalize()
+    return hashlib.sha256(scope.info(Purpose.COMMITMENT, owner, owner) + seed).digest()
+
+
+def commit_to_model(scope: Scope, model: bytes) -> bytes:
+    """SHA-256 digest of the model that a round starts from, 32 bytes; binding; models need no hiding."""
+    return hashlib.sha256(scope.info(Purpose.MODEL, 0, 0) + model).digest()
+
+
+def message_to_sign(scope: Scope, digest: bytes, sender: int) -> bytes:
+    """What a client signs under a message: where it belongs, whose it is, and the digest of its wire form."""
+    return scope.info(Purpose.MESSAGE, sender, sender) + digest
+
+
+def survivors_to_sign(scope: Scope, model_digest: bytes, survivors: Sequence[int]) -> bytes:
+    """What all survivors sign: the session, its roster (by the scope), the model and who survived."""
+    packed = hashlib.sha256(struct.pack(f">{len(survivors)}Q", *survivors)).digest()
+    return scope.info(Purpose.SURVIVORS, 0, len(survivors)) + model_digest + packed
 
 
 def matches(expected: bytes, actual: bytes) -> bool:
-    """Whether two public values are equal, in constant time."""
+    """Whether two values are equal, in constant time."""
     return hmac.compare_digest(expected, actual)
 
 
-def channel_key(params: SecAggParams, shared: bytes, sender: int, recipient: int) -> bytes:
+def channel_key(scope: Scope, shared: bytes, sender: int, recipient: int) -> bytes:
     """AES-256-GCM key of one direction between two clients, from their channel secret."""
-    return hkdf_sha256(shared, binding(params, Purpose.CHANNEL, sender, recipient))
+    return scope.key(shared, Purpose.CHANNEL, sender, recipient)
 
 
-def seal(params: SecAggParams, key: bytes, sender: int, recipient: int, seed_share: int, key_share: int) -> bytes:
-    """Two shares under AES-256-GCM: nonce, ciphertext, tag; bound to session, round, sender and recipient."""
+def seal(scope: Scope, key: bytes, sender: int, recipient: int, seed_share: int, key_share: int) -> bytes:
+    """Two shares under AES-256-GCM: nonce, ciphertext, tag; bound to the scope, sender and recipient."""
     nonce = os.urandom(NONCE_BYTES)
     plain = seed_share.to_bytes(SHARE_BYTES, "big") + key_share.to_bytes(SHARE_BYTES, "big")
-    return nonce + AESGCM(key).encrypt(nonce, plain, binding(params, Purpose.CHANNEL, sender, recipient))
+    return nonce + AESGCM(key).encrypt(nonce, plain, scope.info(Purpose.CHANNEL, sender, recipient))
 
 
-def unseal(params: SecAggParams, key: bytes, sender: int, recipient: int, sealed: bytes) -> tuple[int, int]:
+def unseal(scope: Scope, key: bytes, sender: int, recipient: int, sealed: bytes) -> tuple[int, int]:
     """The seed share and the key share that ``sender`` sealed for ``recipient``.
 
     Raises:
@@ -135,7 +174,7 @@ def unseal(params: SecAggParams, key: bytes, sender: int, recipient: int, sealed
         )
     nonce, box = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
     try:
-        plain = AESGCM(key).decrypt(nonce, box, binding(params, Purpose.CHANNEL, sender, recipient))
+        plain = AESGCM(key).decrypt(nonce, box, scope.info(Purpose.CHANNEL, sender, recipient))
     except InvalidTag:
         raise BrokenSealError(f"sealed shares for client {recipient} do not open", offender=sender) from None
     shares = int.from_bytes(plain[:SHARE_BYTES], "big"), int.from_bytes(plain[SHARE_BYTES:], "big")

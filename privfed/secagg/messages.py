@@ -1,7 +1,7 @@
-"""The seven messages of the protocol, frozen; Bonawitz et al. 2017, figure 4.
+"""The messages of the protocol, frozen; Bonawitz et al. 2017, figure 4, with the malicious setting's signatures.
 
-``size`` is how many bytes the fields of a client's message take: 8 for an identifier, 32 for a key or commitment,
-33 for a Shamir share, and the length of what is already bytes.
+``size`` is the length of a message's wire form (``privfed.secagg.wire``). Every message of a client ends with its
+Ed25519 signature: over the rest of the message, or, for ``ConsistencySignature``, over the list it was shown.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ID_BYTES, KEY_BYTES, SHARE_BYTES = 8, 32, 33
+ID_BYTES, KEY_BYTES, SHARE_BYTES, SIGNATURE_BYTES, DIGEST_BYTES = 8, 32, 33, 64, 32
+SEALED_BYTES = 12 + 2 * SHARE_BYTES + 16
+"""A nonce, two shares and a tag of AES-GCM."""
 
 
 @dataclass(frozen=True)
 class AdvertiseKeys:
-    """Client to server: the client's two public keys, 32 bytes each.
+    """Client to server: its two public keys, 32 bytes each, and the digest of the model that it was given.
 
     The private half of ``mask_key`` is revealed when its owner vanishes; that of ``channel_key`` never is.
     """
@@ -27,40 +29,40 @@ class AdvertiseKeys:
     sender: int
     mask_key: bytes
     channel_key: bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes of the fields."""
-        return ID_BYTES + len(self.mask_key) + len(self.channel_key)
+    model_digest: bytes
+    signature: bytes = b""
 
 
 @dataclass(frozen=True)
 class Roster:
-    """Server to every client that advertised: all advertised keys, by ascending sender."""
+    """Server to every client that advertised: what its neighbours advertised, by ascending sender.
 
+    ``root`` is the Merkle root of all advertisements and the seed of the graph; ``path`` shows the recipient that
+    its own advertisement is under it.
+    """
+
+    recipient: int
+    root: bytes
+    path: tuple[bytes, ...]
     entries: tuple[AdvertiseKeys, ...]
 
 
 @dataclass(frozen=True)
 class ShareKeys:
-    """Client to server: commitment to its self-mask seed; by recipient, the sealed shares of seed and mask key."""
+    """Client to server: commitment to its self-mask seed; by neighbour, the sealed shares of seed and mask key."""
 
     sender: int
     commitment: bytes
     sealed: Mapping[int, bytes]
+    signature: bytes = b""
 
     def __post_init__(self) -> None:
         _freeze(self, "sealed")
 
-    @property
-    def size(self) -> int:
-        """Bytes of the fields."""
-        return ID_BYTES + len(self.commitment) + sum(ID_BYTES + len(box) for box in self.sealed.values())
-
 
 @dataclass(frozen=True)
 class Inbox:
-    """Server to every client that shared: by sender, the shares sealed for this client."""
+    """Server to every client that shared: by neighbour, the shares sealed for this client."""
 
     recipient: int
     sealed: Mapping[int, bytes]
@@ -75,6 +77,7 @@ class MaskedInput:
 
     sender: int
     vector: NDArray[Any]
+    signature: bytes = b""
 
     def __post_init__(self) -> None:
         if isinstance(self.vector, np.ndarray):
@@ -82,18 +85,31 @@ class MaskedInput:
             view.flags.writeable = False
             object.__setattr__(self, "vector", view)
 
-    @property
-    def size(self) -> int:
-        """Bytes of the fields."""
-        return ID_BYTES + int(self.vector.nbytes)
+
+@dataclass(frozen=True)
+class SurvivorList:
+    """Server to every client whose input arrived: all clients whose input arrived, ascending."""
+
+    survivors: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ConsistencySignature:
+    """Client to server: its signature on session, roster, model and the survivor list as it was shown to it."""
+
+    sender: int
+    signature: bytes = b""
 
 
 @dataclass(frozen=True)
 class UnmaskRequest:
-    """Server to every survivor: whose input arrived, and who shared but sent none; both ascending."""
+    """Server to every client that signed the list: the signatures of its neighbours on the same list."""
 
-    survivors: tuple[int, ...]
-    dropped: tuple[int, ...]
+    recipient: int
+    signatures: Mapping[int, bytes]
+
+    def __post_init__(self) -> None:
+        _freeze(self, "signatures")
 
 
 @dataclass(frozen=True)
@@ -103,18 +119,14 @@ class UnmaskShares:
     sender: int
     seed_shares: Mapping[int, int] = field(repr=False)
     key_shares: Mapping[int, int] = field(repr=False)
+    signature: bytes = b""
 
     def __post_init__(self) -> None:
         _freeze(self, "seed_shares", "key_shares")
 
-    @property
-    def size(self) -> int:
-        """Bytes of the fields."""
-        return ID_BYTES + (ID_BYTES + SHARE_BYTES) * (len(self.seed_shares) + len(self.key_shares))
 
-
-ToServer = AdvertiseKeys | ShareKeys | MaskedInput | UnmaskShares
-ToClient = Roster | Inbox | UnmaskRequest
+ToServer = AdvertiseKeys | ShareKeys | MaskedInput | ConsistencySignature | UnmaskShares
+ToClient = Roster | Inbox | SurvivorList | UnmaskRequest
 Message = ToServer | ToClient
 
 

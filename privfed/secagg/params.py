@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from dataclasses import dataclass
+import secrets
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from privfed.secagg.bounds import Adversary, Guarantee, guarantee_for
 from privfed.secagg.errors import InputError, ParameterError
 
 RingVector = NDArray[np.uint32] | NDArray[np.uint64]
@@ -23,19 +28,19 @@ def majority(cohort_size: int) -> int:
     return max(2, cohort_size // 2 + 1)
 
 
-def check_threshold(threshold: int, cohort_size: int) -> None:
-    """Refuse a threshold below a majority.
+def check_threshold(threshold: int, holders: int) -> None:
+    """Refuse a threshold below a majority of those who hold shares of one secret.
 
-    With half the cohort or less, a server could run two disjoint halves to different survivor lists and so collect
+    With half of them or less, a server could show two disjoint halves different survivor lists and so collect
     both shares of one client; with 1, any single share is the secret (Bonawitz et al. 2017, section 6.2).
 
     Raises:
-        ParameterError: ``threshold`` is below 2 or not above half of ``cohort_size``.
+        ParameterError: ``threshold`` is below 2 or not above half of ``holders``.
     """
-    if threshold < majority(cohort_size):
+    if threshold < majority(holders):
         raise ParameterError(
-            f"threshold: must be at least 2 and above half of the {cohort_size} clients (got {threshold}). "
-            f"Use {majority(cohort_size)} or more"
+            f"threshold: must be at least 2 and above half of the {holders} clients (got {threshold}). "
+            f"Use {majority(holders)} or more"
         )
 
 
@@ -47,9 +52,11 @@ class SecAggParams:
         session: Identifier of the session, 16 to 64 bytes, never used before; binds every derived key.
         round_number: Round of the training, not negative; binds every derived key.
         client_ids: Strictly ascending, each in ``[0, 2**64)``.
-        threshold: Clients needed at every stage, above half of the cohort and at least 2.
+        threshold: Of the clients that hold a secret's shares, how many are needed: at least 2 and above half.
         dimension: Length of the summed vectors.
         ring_bits: 32 or 64; sums are modulo ``2**ring_bits``.
+        degree: Neighbours of each client on the ring, even; ``None`` joins everybody to everybody.
+        guarantee: What ``for_cohort`` promises of threshold and degree; no part of what is agreed on.
 
     Raises:
         ParameterError: A value is out of range.
@@ -61,6 +68,58 @@ class SecAggParams:
     threshold: int
     dimension: int
     ring_bits: int = 32
+    degree: int | None = None
+    guarantee: Guarantee | None = field(default=None, compare=False)
+
+    @classmethod
+    def for_cohort(
+        cls,
+        cohort: int | Sequence[int],
+        dimension: int,
+        *,
+        corrupt: float = 0.1,
+        dropped: float = 0.1,
+        adversary: Adversary = Adversary.ACTIVE,
+        security_bits: int = 40,
+        correctness_bits: int = 30,
+        grinding_bits: int = 40,
+        session: bytes | None = None,
+        round_number: int = 0,
+        ring_bits: int = 32,
+    ) -> SecAggParams:
+        """Session with as few neighbours, and as low a threshold, as ``guarantee_for`` finds for the cohort.
+
+        Args:
+            cohort: The clients' identifiers, or how many there are, from 0.
+            dimension: Length of the summed vectors.
+            corrupt: As in ``guarantee_for``, and so are ``dropped``, ``adversary`` and the three numbers of bits.
+            session: A fresh random identifier unless given.
+            round_number: As above.
+            ring_bits: As above.
+
+        Raises:
+            ParameterError: A value is out of range, or the cohort cannot tolerate both shares.
+        """
+        ids = tuple(range(cohort)) if isinstance(cohort, int) else tuple(sorted(cohort))
+        chosen = guarantee_for(
+            len(ids),
+            corrupt,
+            dropped,
+            adversary=adversary,
+            security_bits=security_bits,
+            correctness_bits=correctness_bits,
+            grinding_bits=grinding_bits,
+        )
+        return cls(
+            session=secrets.token_bytes(MIN_SESSION_BYTES) if session is None else session,
+            round_number=round_number,
+            client_ids=ids,
+            threshold=chosen.threshold,
+            dimension=dimension,
+            ring_bits=ring_bits,
+            degree=None if chosen.neighbours == len(ids) - 1 else chosen.neighbours,
+            guarantee=chosen,
+        )
 
     def __post_init__(self) -> None:
         ids = self.client_ids
@@ -75,13 +134,35 @@ class SecAggParams:
             raise ParameterError("client_ids: must be strictly ascending. Sort them and drop duplicates")
         if ids and not 0 <= ids[0] <= ids[-1] < 2**64:
             raise ParameterError(f"client_ids: must be in [0, 2**64) (got {ids[0]} to {ids[-1]})")
-        check_threshold(self.threshold, len(ids))
-        if self.threshold > len(ids):
-            raise ParameterError(f"threshold: {self.threshold} is more than the {len(ids)} clients there are")
+        if self.degree is not None and (self.degree < 2 or self.degree % 2):
+            raise ParameterError(f"degree: must be even and at least 2 (got {self.degree})")
+        check_threshold(self.threshold, self.holders)
+        if self.threshold > self.holders:
+            raise ParameterError(f"threshold: {self.threshold} is more than the {self.holders} clients there are")
         if self.dimension < 1:
             raise ParameterError(f"dimension: must be at least 1 (got {self.dimension})")
         if self.ring_bits not in RING_DTYPES:
             raise ParameterError(f"ring_bits: must be one of {sorted(RING_DTYPES)} (got {self.ring_bits})")
+
+    @property
+    def holders(self) -> int:
+        """Clients that hold shares of one secret: its owner and the neighbours, or all where that is fewer."""
+        everybody = len(self.client_ids)
+        return everybody if self.degree is None else min(self.degree + 1, everybody)
+
+    @property
+    def neighbours(self) -> int:
+        """Neighbours of each client."""
+        return max(self.holders - 1, 0)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of all that is agreed on, 32 bytes; bound into every key and signature of the session."""
+        count = len(self.client_ids)
+        digest = hashlib.sha256(b"privfed.secagg/2 params" + bytes((len(self.session),)) + self.session)
+        digest.update(struct.pack(">QQQ", self.round_number, self.threshold, self.dimension))
+        digest.update(struct.pack(f">QQQ{count}Q", self.ring_bits, self.neighbours, count, *self.client_ids))
+        return digest.digest()
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,14 @@ from numpy.typing import NDArray
 BLOCK_BYTES = 256 * 1024
 """Keystream and target of one block stay in the second-level cache while every mask passes over them."""
 
+AES_BLOCK_BYTES = 16
+LEAST_BYTES_PER_WORKER = 8 * BLOCK_BYTES
+"""Keystream below which starting a thread costs more than it saves."""
+
 _ZEROS = bytes(BLOCK_BYTES)
 
 
-def keystream(key: bytes, initial_counter: bytes = bytes(16)) -> CipherContext:
+def keystream(key: bytes, initial_counter: bytes = bytes(AES_BLOCK_BYTES)) -> CipherContext:
     """AES-256-CTR (NIST SP 800-38A, section 6.5); encrypting zeros yields the stream.
 
     The counter starts at zero because every key is derived for one stream and used for no other.
@@ -23,23 +28,46 @@ def keystream(key: bytes, initial_counter: bytes = bytes(16)) -> CipherContext:
     return Cipher(algorithms.AES256(key), modes.CTR(initial_counter)).encryptor()
 
 
-def apply_masks(vector: NDArray[Any], added: Sequence[bytes], subtracted: Sequence[bytes]) -> None:
+def apply_masks(
+    vector: NDArray[Any], added: Sequence[bytes], subtracted: Sequence[bytes], workers: int = 1
+) -> None:
     """Add and subtract the keystreams of 32-byte keys in place, modulo the width of the ring.
 
-    The stream is read as little-endian integers on every machine.
+    The stream is read as little-endian integers on every machine. The result does not depend on ``workers``: each
+    thread takes one part of the vector, and of every stream just that part.
 
     Args:
         vector: ``[dimension]``, uint32 or uint64, contiguous, writable.
         added: Keys whose stream is added.
         subtracted: Keys whose stream is subtracted.
+        workers: Most threads to use; ``cryptography`` and NumPy let go of the interpreter's lock.
     """
-    streams = [(keystream(key), np.add) for key in added] + [(keystream(key), np.subtract) for key in subtracted]
-    block = min(BLOCK_BYTES // vector.itemsize, len(vector))
-    scratch = np.empty(block, dtype=vector.dtype.newbyteorder("<"))
+    total_bytes = vector.nbytes * (len(added) + len(subtracted))
+    parts = max(1, min(workers, total_bytes // LEAST_BYTES_PER_WORKER, vector.nbytes // BLOCK_BYTES))
+    if parts == 1:
+        _mask_part(vector, 0, added, subtracted)
+        return
+    # Whole cipher blocks to each part, so that its streams begin at a whole counter.
+    step = -(-len(vector) // (parts * AES_BLOCK_BYTES)) * AES_BLOCK_BYTES
+    with ThreadPoolExecutor(parts) as pool:
+        for done in [
+            pool.submit(_mask_part, vector[start : start + step], start * vector.itemsize, added, subtracted)
+            for start in range(0, len(vector), step)
+        ]:
+            done.result()
+
+
+def _mask_part(part: NDArray[Any], offset: int, added: Sequence[bytes], subtracted: Sequence[bytes]) -> None:
+    """Mask ``part``, which begins ``offset`` bytes into the vector, a multiple of the cipher's block."""
+    counter = (offset // AES_BLOCK_BYTES).to_bytes(AES_BLOCK_BYTES, "big")
+    streams: list[tuple[CipherContext, np.ufunc]] = [(keystream(key, counter), np.add) for key in added]
+    streams += [(keystream(key, counter), np.subtract) for key in subtracted]
+    block = min(BLOCK_BYTES // part.itemsize, len(part))
+    scratch = np.empty(block, dtype=part.dtype.newbyteorder("<"))
     scratch_bytes = scratch.view(np.uint8).data
     zeros = memoryview(_ZEROS)
-    for start in range(0, len(vector), block):
-        target = vector[start : start + block]
+    for start in range(0, len(part), block):
+        target = part[start : start + block]
         mask, size = scratch[: len(target)], target.nbytes
         source, sink = zeros[:size], scratch_bytes[:size]
         for stream, operation in streams:

@@ -1,36 +1,53 @@
 """The server's half of the protocol, without input or output: messages in, messages out.
 
-Trust: this server is honest but curious, and that is all the clients may assume of it. Keys are not signed in this
-protocol, so an *active* server can substitute keys of its own for the clients' and read their inputs.
+It checks all that it passes on, since clients hold it to account for whatever comes from it unsigned or wrong.
+Who sent a message is the transport's word until the signature on it is verified, which is always at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.secagg import shamir
+from privfed.secagg import merkle, wire
 from privfed.secagg.errors import (
     CorruptShareError,
     DuplicateMessageError,
     IllegalEventError,
+    InconsistentModelError,
+    InconsistentSurvivorsError,
     InputError,
     KeyRefusedError,
     MalformedMessageError,
+    ParameterError,
     RoundAborted,
+    SignatureRefusedError,
     UnexpectedSenderError,
 )
-from privfed.secagg.keys import SEALED_BYTES, KeyPair, commit_to_seed, matches, pair_mask_key, self_mask_key
+from privfed.secagg.graph import Graph
+from privfed.secagg.identities import Directory
+from privfed.secagg.keys import (
+    KeyPair,
+    Scope,
+    commit_to_model,
+    commit_to_seed,
+    matches,
+    message_to_sign,
+    pair_mask_key,
+    self_mask_key,
+    survivors_to_sign,
+)
 from privfed.secagg.messages import (
-    KEY_BYTES,
     AdvertiseKeys,
+    ConsistencySignature,
     Inbox,
     MaskedInput,
     Roster,
     ShareKeys,
+    SurvivorList,
     ToClient,
     ToServer,
     UnmaskRequest,
@@ -39,29 +56,50 @@ from privfed.secagg.messages import (
 from privfed.secagg.params import SecAggParams
 from privfed.secagg.prg import apply_masks
 from privfed.secagg.states import ServerState, Stage, State, Step, after_message, after_step
+from privfed.secagg.unmasking import SecretRecovery
 
 _STAGES: Mapping[State, Stage] = {
     ServerState.COLLECTING_KEYS: Stage.ADVERTISE_KEYS,
     ServerState.COLLECTING_SHARES: Stage.SHARE_KEYS,
     ServerState.COLLECTING_INPUTS: Stage.MASKED_INPUT,
+    ServerState.COLLECTING_SIGNATURES: Stage.CONSISTENCY,
     ServerState.COLLECTING_REVEALS: Stage.UNMASK,
 }
 
 
 class Server:
-    """The server in one session (Bonawitz et al. 2017, figure 4, semi-honest setting).
+    """The server in one session: Bonawitz et al. 2017, figure 4, malicious setting, on Bell et al. 2020's graph.
 
     In each stage: ``receive`` what comes, then ``close_stage`` when everybody answered or time is up. Whoever did
     not answer is out. A message that the state does not allow, or that fails a check, raises and changes nothing.
+
+    Args:
+        params: The session.
+        directory: Who is who.
+        model: The model that the clients were given for the round, as bytes.
+        workers: Most threads to unmask with.
+
+    Raises:
+        ParameterError: A client of the session is not in the directory.
     """
 
-    def __init__(self, params: SecAggParams) -> None:
-        self.params = params
+    def __init__(
+        self, params: SecAggParams, directory: Directory, *, model: bytes = b"", workers: int = 1
+    ) -> None:
+        if missing := [client for client in params.client_ids if client not in directory]:
+            raise ParameterError(f"directory: has no key of client {missing[0]}, which is in the session")
+        self.params, self.workers = params, workers
+        self._directory = directory
         self._state: State = ServerState.COLLECTING_KEYS
+        self._scope = Scope(params)
+        self._model_digest = commit_to_model(self._scope, model)
         self._keys: dict[int, AdvertiseKeys] = {}
+        self._neighbours: dict[int, frozenset[int]] = {}  # of those that advertised, among those that did
         self._shares: dict[int, ShareKeys] = {}
         self._used_keys: set[bytes] = set()
         self._contributors: set[int] = set()
+        self._statement = b""  # what the survivors are to sign
+        self._signatures: dict[int, bytes] = {}
         self._reveals: dict[int, UnmaskShares] = {}
         self._total: NDArray[Any] = np.zeros(params.dimension, dtype=params.dtype)
         self._probe = KeyPair.generate()  # finds keys of low order before they reach the clients
@@ -114,12 +152,15 @@ class Server:
             )
         if message.sender in arrived:
             raise DuplicateMessageError(f"sent a second {type(message).__name__}", offender=message.sender)
+        wire.check_form(message, peer=message.sender)
         if isinstance(message, AdvertiseKeys):
             self._take_keys(message)
         elif isinstance(message, ShareKeys):
             self._take_shares(message)
         elif isinstance(message, MaskedInput):
             self._take_input(message)
+        elif isinstance(message, ConsistencySignature):
+            self._take_signature(message)
         else:
             self._take_reveal(message)
         self._state = following
@@ -129,24 +170,25 @@ class Server:
 
         Raises:
             IllegalEventError: The session is over.
-            RoundAborted: Fewer answers than the threshold; the session is over and no secret was put together.
+            RoundAborted: Some secret has fewer holders left than the threshold; the session is over and no secret
+                was put together.
             CorruptShareError: Revealed shares are wrong; the session is over and no mask was taken off.
         """
         following = after_step(self._state, Step.CLOSE_STAGE)
         stage, (_, arrived) = _STAGES[self._state], self._expected_and_arrived()
-        if len(arrived) < self.params.threshold:
-            self._abort()
-            raise RoundAborted(stage, len(arrived), self.params.threshold)
         outgoing: dict[int, ToClient] = {}
         if stage is Stage.ADVERTISE_KEYS:
-            roster = Roster(tuple(self._keys[client] for client in sorted(self._keys)))
-            outgoing = dict.fromkeys(self._keys, roster)
-        elif stage is Stage.SHARE_KEYS:
+            outgoing = self._rosters()
+        self._check_holders(stage, arrived)
+        if stage is Stage.SHARE_KEYS:
             outgoing = {client: self._inbox(client) for client in self._shares}
         elif stage is Stage.MASKED_INPUT:
-            request = UnmaskRequest(tuple(sorted(self._contributors)), tuple(sorted(self._dropped())))
-            outgoing = dict.fromkeys(self._contributors, request)
-        else:
+            survivors = tuple(sorted(self._contributors))
+            self._statement = survivors_to_sign(self._scope, self._model_digest, survivors)
+            outgoing = dict.fromkeys(survivors, SurvivorList(survivors))
+        elif stage is Stage.CONSISTENCY:
+            outgoing = {client: self._request(client) for client in self._signatures}
+        elif stage is Stage.UNMASK:
             try:
                 self._unmask()
             except CorruptShareError:
@@ -154,6 +196,38 @@ class Server:
                 raise
         self._state = following
         return outgoing
+
+    def _rosters(self) -> dict[int, ToClient]:
+        """Draw the graph, and tell every client that advertised what its neighbours did."""
+        entries, ids = self._keys, self.params.client_ids
+        leaves = [merkle.leaf(wire.encode(entries[i])) if i in entries else merkle.ABSENT for i in ids]
+        tree = merkle.Tree(leaves)
+        graph = Graph(self.params, tree.root)
+        self._scope = Scope(self.params, tree.root)
+        rosters: dict[int, ToClient] = {}
+        for client in sorted(entries):
+            around = [neighbour for neighbour in graph.neighbours(client) if neighbour in entries]
+            self._neighbours[client] = frozenset(around)
+            path = tree.path(self.params.points[client] - 1)
+            rosters[client] = Roster(client, tree.root, path, tuple(entries[neighbour] for neighbour in around))
+        return rosters
+
+    def _check_holders(self, stage: Stage, arrived: Set[int]) -> None:
+        """Abort unless every secret that will be needed has enough holders among ``arrived``."""
+        owners: Iterable[int] = arrived
+        if stage >= Stage.MASKED_INPUT:
+            owners = self._shares
+        left = len(arrived)
+        if self.params.neighbours < len(self.params.client_ids) - 1:
+            # In a complete graph every holder holds everything, and the fewest are all of them.
+            left = min((len(self._holders(owner, arrived)) for owner in owners), default=left)
+        if left < self.params.threshold:
+            self._abort()
+            raise RoundAborted(stage, left, self.params.threshold)
+
+    def _holders(self, owner: int, among: Set[int]) -> Set[int]:
+        """Those of ``among`` that hold shares of ``owner``'s secrets."""
+        return (self._neighbours[owner] | {owner}) & among
 
     def _expected_and_arrived(self) -> tuple[Set[int], Set[int]]:
         if self._state not in _STAGES:
@@ -164,6 +238,7 @@ class Server:
             self._keys.keys(),
             self._shares.keys(),
             self._contributors,
+            self._signatures.keys(),
             self._reveals.keys(),
         )
         stage = _STAGES[self._state]
@@ -172,10 +247,18 @@ class Server:
     def _dropped(self) -> Set[int]:
         return self._shares.keys() - self._contributors
 
+    def _check_signature(self, message: AdvertiseKeys | ShareKeys | MaskedInput | UnmaskShares) -> None:
+        content = message_to_sign(self._scope, wire.digest_to_sign(message), message.sender)
+        if not self._directory.verify(message.sender, message.signature, content):
+            raise SignatureRefusedError(
+                f"{type(message).__name__} does not carry its signature for this session", offender=message.sender
+            )
+
     def _take_keys(self, message: AdvertiseKeys) -> None:
+        self._check_signature(message)
+        if not matches(self._model_digest, message.model_digest):
+            raise InconsistentModelError("holds another model than this round's", offender=message.sender)
         advertised = (message.mask_key, message.channel_key)
-        if any(len(key) != KEY_BYTES for key in advertised):
-            raise MalformedMessageError(f"public keys must be {KEY_BYTES} bytes each", offender=message.sender)
         if message.mask_key == message.channel_key or not self._used_keys.isdisjoint(advertised):
             raise KeyRefusedError("advertises a key that is in use already", offender=message.sender)
         for key in advertised:
@@ -184,16 +267,11 @@ class Server:
         self._keys[message.sender] = message
 
     def _take_shares(self, message: ShareKeys) -> None:
-        if len(message.commitment) != KEY_BYTES:
-            raise MalformedMessageError(f"commitment must be {KEY_BYTES} bytes", offender=message.sender)
-        if message.sealed.keys() != self._keys.keys() - {message.sender}:
+        if message.sealed.keys() != self._neighbours[message.sender]:
             raise MalformedMessageError(
-                "shares must be for every other client of the roster", offender=message.sender
+                "shares must be for every other client of its roster", offender=message.sender
             )
-        if any(len(sealed) != SEALED_BYTES for sealed in message.sealed.values()):
-            raise MalformedMessageError(
-                f"sealed shares must be {SEALED_BYTES} bytes each", offender=message.sender
-            )
+        self._check_signature(message)
         self._shares[message.sender] = message
 
     def _take_input(self, message: MaskedInput) -> None:
@@ -201,54 +279,75 @@ class Server:
             self.params.check_vector(message.vector)
         except InputError as error:
             raise MalformedMessageError(str(error), offender=message.sender) from None
+        self._check_signature(message)
         self._total += message.vector
         self._contributors.add(message.sender)
 
+    def _take_signature(self, message: ConsistencySignature) -> None:
+        if not self._directory.verify(message.sender, message.signature, self._statement):
+            raise InconsistentSurvivorsError(
+                "did not sign the roster, model and survivor list that it was sent", offender=message.sender
+            )
+        self._signatures[message.sender] = message.signature
+
     def _take_reveal(self, message: UnmaskShares) -> None:
-        if message.seed_shares.keys() != self._contributors or message.key_shares.keys() != self._dropped():
+        held = self._holders(message.sender, self._shares.keys())  # to hold a secret's share is mutual
+        if (
+            message.seed_shares.keys() != held & self._contributors
+            or message.key_shares.keys() != held - self._contributors
+        ):
             raise MalformedMessageError(
                 "revealed shares are not the ones that were asked for", offender=message.sender
             )
-        revealed = [*message.seed_shares.values(), *message.key_shares.values()]
-        if not all(0 <= share < shamir.PRIME for share in revealed):
-            raise MalformedMessageError("a revealed share lies outside of the field", offender=message.sender)
+        self._check_signature(message)
         self._reveals[message.sender] = message
 
     def _inbox(self, recipient: int) -> Inbox:
-        senders = (share for share in self._shares.values() if share.sender != recipient)
+        senders = (self._shares[i] for i in sorted(self._neighbours[recipient]) if i in self._shares)
         return Inbox(recipient, {share.sender: share.sealed[recipient] for share in senders})
 
+    def _request(self, recipient: int) -> UnmaskRequest:
+        signers = sorted(self._neighbours[recipient] & self._signatures.keys())
+        return UnmaskRequest(recipient, {signer: self._signatures[signer] for signer in signers})
+
     def _unmask(self) -> None:
-        # The same holders for every secret, so that the Lagrange coefficients are computed once.
-        holders = sorted(self._reveals)[: self.params.threshold]
-        weights = shamir.weights_at_zero([self.params.points[holder] for holder in holders])
+        recovery = SecretRecovery(self.params.points, self.params.threshold)
         added: list[bytes] = []
         subtracted = [
-            self_mask_key(self.params, self._recover_seed(owner, holders, weights), owner)
-            for owner in self._contributors
+            self_mask_key(self._scope, self._recover_seed(owner, recovery), owner)
+            for owner in sorted(self._contributors)
         ]
-        for gone in self._dropped():
-            pair = self._recover_mask_pair(gone, holders, weights)
-            for survivor in self._contributors:
-                key = pair_mask_key(self.params, pair, gone, survivor, self._keys[survivor].mask_key)
+        for gone in sorted(self._dropped()):
+            pair = self._recover_mask_pair(gone, recovery)
+            for survivor in sorted(self._neighbours[gone] & self._contributors):
+                key = pair_mask_key(self._scope, pair, gone, survivor, self._keys[survivor].mask_key)
                 # What the survivor added is taken away, and the other way round.
                 (subtracted if survivor < gone else added).append(key)
-        apply_masks(self._total, added, subtracted)
+        apply_masks(self._total, added, subtracted, self.workers)
         self._reveals = {client: UnmaskShares(client, {}, {}) for client in self._reveals}
 
-    def _recover_seed(self, owner: int, holders: Sequence[int], weights: Sequence[int]) -> bytes:
-        shares = [self._reveals[holder].seed_shares[owner] for holder in holders]
-        seed = _as_secret(shamir.combine(weights, shares), owner)
-        if not matches(self._shares[owner].commitment, commit_to_seed(self.params, seed, owner)):
-            raise CorruptShareError("the self-mask seed does not match its commitment", offender=owner)
-        return seed
+    def _recover_seed(self, owner: int, recovery: SecretRecovery) -> bytes:
+        holders = self._holders(owner, self._reveals.keys())
+        commitment = self._shares[owner].commitment
+        return recovery.recover(
+            owner,
+            {holder: self._reveals[holder].seed_shares[owner] for holder in holders},
+            lambda seed: matches(commitment, commit_to_seed(self._scope, seed, owner)),
+            "self-mask seed",
+        )
 
-    def _recover_mask_pair(self, owner: int, holders: Sequence[int], weights: Sequence[int]) -> KeyPair:
-        shares = [self._reveals[holder].key_shares[owner] for holder in holders]
-        pair = KeyPair.from_private_bytes(_as_secret(shamir.combine(weights, shares), owner))
-        if not matches(self._keys[owner].mask_key, pair.public):
-            raise CorruptShareError("the mask key does not match the one that was advertised", offender=owner)
-        return pair
+    def _recover_mask_pair(self, owner: int, recovery: SecretRecovery) -> KeyPair:
+        holders = self._holders(owner, self._reveals.keys())
+        advertised = self._keys[owner].mask_key
+
+        def is_right(secret: bytes) -> bool:
+            pair = KeyPair.from_private_bytes(secret)
+            # Of the private keys with this public one, only the clamped was shared.
+            return matches(advertised, pair.public) and pair.private_bytes() == secret
+
+        shares = {holder: self._reveals[holder].key_shares[owner] for holder in holders}
+        private = recovery.recover(owner, shares, is_right, "mask key")
+        return KeyPair.from_private_bytes(private)
 
     def _abort(self) -> None:
         self._state = after_step(self._state, Step.ABORT)
@@ -258,9 +357,3 @@ class Server:
     def _require_done(self) -> None:
         if self._state is not ServerState.DONE:
             raise IllegalEventError(f"no sum in state {self._state.name}: close every stage first")
-
-
-def _as_secret(value: int, owner: int) -> bytes:
-    if value >> (8 * shamir.SECRET_BYTES):
-        raise CorruptShareError("revealed shares give no 32-byte secret", offender=owner)
-    return value.to_bytes(shamir.SECRET_BYTES, "big")

@@ -52,6 +52,11 @@ def weights_at_zero(points: Sequence[int]) -> list[int]:
     return [n * d % PRIME for n, d in zip(numerators, _invert_all(denominators), strict=True)]
 
 
+def interpolate(points: Sequence[int], values: Sequence[int], at: int) -> int:
+    """Value at ``at`` of the polynomial through ``values`` at ``points``; ``at`` is none of them."""
+    return combine(weights_at_zero([(point - at) % PRIME for point in points]), values)
+
+
 def combine(weights: Sequence[int], shares: Sequence[int]) -> int:
     """Secret as an integer in ``[0, PRIME)``; wrong shares give a wrong secret, which the caller must check."""
     return sum(weight * share for weight, share in zip(weights, shares, strict=True)) % PRIME

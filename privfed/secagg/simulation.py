@@ -9,17 +9,22 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from privfed.secagg import wire
 from privfed.secagg.client import Client
 from privfed.secagg.errors import ParameterError, RoundAborted
-from privfed.secagg.messages import MaskedInput, ToClient, ToServer
+from privfed.secagg.identities import Directory, Identity
+from privfed.secagg.messages import MaskedInput, Message, ToClient, ToServer
 from privfed.secagg.params import MIN_SESSION_BYTES, RING_DTYPES, SecAggParams, check_threshold, majority
 from privfed.secagg.server import Server
+from privfed.secagg.sessions import SessionsInMemory
 from privfed.secagg.states import Stage, arrives
+
+_Carried = TypeVar("_Carried", bound=Message)
 
 Dropouts = Mapping[int, Stage | None]
 Inputs = Mapping[int, NDArray[Any]]
@@ -67,19 +72,31 @@ class SecureSum(Protocol):
 class ProtocolSum:
     """The real protocol, among clients of this process; keys and seeds are always the operating system's.
 
+    Every client gets an identity for the occasion, signs with it, and verifies its neighbours' signatures.
+
     Attributes:
         round_number: Bound into every key.
-        threshold: Clients needed at every stage; a majority of the cohort unless given.
+        threshold: Clients needed of those that hold a secret's shares, a majority of them unless given. In a
+            complete graph that is every client, so that the threshold is the cohort's, at every stage.
         session: Identifier, 16 to 64 bytes and never used before; a random one for each sum unless given.
+        degree: Neighbours of each client, even; ``None`` joins everybody to everybody, as ``RingSum`` does. With
+            fewer, a round may abort because a single neighbourhood lost too many.
+        model: What all clients were given for the round.
+        workers: Most threads that one party masks or unmasks with.
+        over_wire: Whether every message is encoded, and decoded by its recipient.
     """
 
     round_number: int = 0
     threshold: int | None = None
     session: bytes | None = None
+    degree: int | None = None
+    model: bytes = b""
+    workers: int = 1
+    over_wire: bool = False
 
     def sum(self, inputs: Inputs, dropouts: Dropouts) -> SumResult:
-        """As ``SecureSum.sum``: the server never holds an input without its masks."""
-        client_ids, threshold = _admit(inputs, dropouts, self.threshold)
+        """As ``SecureSum.sum``; the server never holds an input without its masks."""
+        client_ids, threshold = _admit(inputs, dropouts, self.threshold, self.degree)
         first = inputs[client_ids[0]]
         params = SecAggParams(
             session=secrets.token_bytes(MIN_SESSION_BYTES) if self.session is None else self.session,
@@ -88,9 +105,24 @@ class ProtocolSum:
             threshold=threshold,
             dimension=len(first),
             ring_bits=8 * first.itemsize,
+            degree=self.degree,
         )
-        server = Server(params)
-        clients = {client_id: Client(params, client_id) for client_id in client_ids}
+        identities = {client_id: Identity.generate() for client_id in client_ids}
+        directory = Directory({client_id: identity.public for client_id, identity in identities.items()})
+        server = Server(params, directory, model=self.model, workers=self.workers)
+        sessions = SessionsInMemory()
+        clients = {
+            client_id: Client(
+                params,
+                client_id,
+                identity=identity,
+                directory=directory,
+                sessions=sessions,
+                model=self.model,
+                workers=self.workers,
+            )
+            for client_id, identity in identities.items()
+        }
         uploads: dict[int, NDArray[Any]] = {}
         sent: dict[str, int] = {}
         seconds: dict[str, float] = {}
@@ -100,8 +132,9 @@ class ProtocolSum:
             nonlocal started
             name = stage.name.lower()
             sent[name] = 0
-            for message in messages:
-                sent[name] += message.size
+            for made in messages:
+                message = self._carried(made, made.sender)
+                sent[name] += wire.size(message)
                 server.receive(message)
                 if isinstance(message, MaskedInput):
                     uploads[message.sender] = message.vector
@@ -114,16 +147,23 @@ class ProtocolSum:
 
         def answers(stage: Stage, incoming: Mapping[int, ToClient]) -> Iterable[ToServer]:
             for client_id in alive(stage):
-                yield from clients[client_id].receive(incoming[client_id])
+                yield from clients[client_id].receive(self._carried(incoming[client_id], None))
 
-        keys = send(Stage.ADVERTISE_KEYS, (clients[i].start() for i in alive(Stage.ADVERTISE_KEYS)))
-        inboxes = send(Stage.SHARE_KEYS, answers(Stage.SHARE_KEYS, keys))
+        rosters = send(Stage.ADVERTISE_KEYS, (clients[i].start() for i in alive(Stage.ADVERTISE_KEYS)))
+        inboxes = send(Stage.SHARE_KEYS, answers(Stage.SHARE_KEYS, rosters))
         for _ in answers(Stage.MASKED_INPUT, inboxes):
             pass  # an inbox is answered by the masked input, when there is one
         inputs_of = (clients[i].contribute(inputs[i]) for i in alive(Stage.MASKED_INPUT))
         survivors = send(Stage.MASKED_INPUT, inputs_of)
-        send(Stage.UNMASK, answers(Stage.UNMASK, survivors))
+        requests = send(Stage.CONSISTENCY, answers(Stage.CONSISTENCY, survivors))
+        send(Stage.UNMASK, answers(Stage.UNMASK, requests))
         return SumResult(server.total, server.survivors, uploads, sent, seconds)
+
+    def _carried(self, message: _Carried, peer: int | None) -> _Carried:
+        """``message`` as it comes out at the other end."""
+        if not self.over_wire:
+            return message
+        return cast(_Carried, wire.decode(wire.encode(message), peer=peer))
 
 
 @dataclass(frozen=True)
@@ -159,10 +199,13 @@ def _senders(client_ids: tuple[int, ...], dropouts: Dropouts, stage: Stage) -> l
     return [client_id for client_id, last in last_sent.items() if last is not None and last >= stage]
 
 
-def _admit(inputs: Inputs, dropouts: Dropouts, threshold: int | None) -> tuple[tuple[int, ...], int]:
+def _admit(
+    inputs: Inputs, dropouts: Dropouts, threshold: int | None, degree: int | None = None
+) -> tuple[tuple[int, ...], int]:
     client_ids = tuple(sorted(inputs))
-    needed = majority(len(client_ids)) if threshold is None else threshold
-    check_threshold(needed, len(client_ids))
+    holders = len(client_ids) if degree is None else min(degree + 1, len(client_ids))
+    needed = majority(holders) if threshold is None else threshold
+    check_threshold(needed, holders)
     if unknown := sorted(dropouts.keys() - inputs.keys()):
         raise ParameterError(
             f"dropouts: client {unknown[0]} vanishes but has no input. Leave it out of the cohort"
@@ -173,7 +216,7 @@ def _admit(inputs: Inputs, dropouts: Dropouts, threshold: int | None) -> tuple[t
     for dtype, shape in kinds:
         if dtype not in RING_DTYPES.values() or len(shape) != 1 or not shape[0]:
             raise ParameterError(f"inputs: must be uint32 or uint64 vectors (got {dtype} {shape})")
-    if len(client_ids) < needed:
+    if holders < needed:
         # A random cohort may come out too small: that ends the round, not the training.
         raise RoundAborted(Stage.ADVERTISE_KEYS, len(_senders(client_ids, dropouts, Stage.ADVERTISE_KEYS)), needed)
     return client_ids, needed

@@ -1,8 +1,9 @@
 """Stages, states and the transition table: everything that may happen, and when.
 
-client  IDLE ─start▸ ADVERTISED ─Roster▸ SHARED ─Inbox▸ READY ─contribute▸ MASKED ─UnmaskRequest▸ DONE
-server  COLLECTING_KEYS ▸ COLLECTING_SHARES ▸ COLLECTING_INPUTS ▸ COLLECTING_REVEALS ▸ DONE, each time by closing
-        the stage; from each of the four, when too few answered, ▸ ABORTED
+client  IDLE ─start▸ ADVERTISED ─Roster▸ SHARED ─Inbox▸ READY ─contribute▸ MASKED ─SurvivorList▸ SIGNED
+        ─UnmaskRequest▸ DONE; from each but DONE ─abort▸ ABORTED
+server  COLLECTING_KEYS ▸ COLLECTING_SHARES ▸ COLLECTING_INPUTS ▸ COLLECTING_SIGNATURES ▸ COLLECTING_REVEALS ▸
+        DONE, each time by closing the stage; from each of the five, when too few answered, ▸ ABORTED
 """
 
 from __future__ import annotations
@@ -14,23 +15,26 @@ from typing import TypeAlias
 from privfed.secagg.errors import IllegalEventError, UnexpectedMessageError
 from privfed.secagg.messages import (
     AdvertiseKeys,
+    ConsistencySignature,
     Inbox,
     MaskedInput,
     Message,
     Roster,
     ShareKeys,
+    SurvivorList,
     UnmaskRequest,
     UnmaskShares,
 )
 
 
 class Stage(IntEnum):
-    """The four stages, each named after the message that a client sends in it."""
+    """The five stages, each named after what a client sends in it."""
 
     ADVERTISE_KEYS = 0
     SHARE_KEYS = 1
     MASKED_INPUT = 2
-    UNMASK = 3
+    CONSISTENCY = 3
+    UNMASK = 4
 
 
 def arrives(last_sent: Stage | None) -> bool:
@@ -46,7 +50,9 @@ class ClientState(Enum):
     SHARED = "shared"
     READY = "ready"
     MASKED = "masked"
+    SIGNED = "signed"
     DONE = "done"
+    ABORTED = "aborted"
 
 
 class ServerState(Enum):
@@ -55,6 +61,7 @@ class ServerState(Enum):
     COLLECTING_KEYS = "collecting keys"
     COLLECTING_SHARES = "collecting shares"
     COLLECTING_INPUTS = "collecting masked inputs"
+    COLLECTING_SIGNATURES = "collecting signatures on the survivor list"
     COLLECTING_REVEALS = "collecting revealed shares"
     DONE = "done"
     ABORTED = "aborted"
@@ -77,7 +84,14 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (ClientState.ADVERTISED, Roster): ClientState.SHARED,
     (ClientState.SHARED, Inbox): ClientState.READY,
     (ClientState.READY, Step.CONTRIBUTE): ClientState.MASKED,
-    (ClientState.MASKED, UnmaskRequest): ClientState.DONE,
+    (ClientState.MASKED, SurvivorList): ClientState.SIGNED,
+    (ClientState.SIGNED, UnmaskRequest): ClientState.DONE,
+    (ClientState.IDLE, Step.ABORT): ClientState.ABORTED,
+    (ClientState.ADVERTISED, Step.ABORT): ClientState.ABORTED,
+    (ClientState.SHARED, Step.ABORT): ClientState.ABORTED,
+    (ClientState.READY, Step.ABORT): ClientState.ABORTED,
+    (ClientState.MASKED, Step.ABORT): ClientState.ABORTED,
+    (ClientState.SIGNED, Step.ABORT): ClientState.ABORTED,
     (ServerState.COLLECTING_KEYS, AdvertiseKeys): ServerState.COLLECTING_KEYS,
     (ServerState.COLLECTING_KEYS, Step.CLOSE_STAGE): ServerState.COLLECTING_SHARES,
     (ServerState.COLLECTING_KEYS, Step.ABORT): ServerState.ABORTED,
@@ -85,8 +99,11 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (ServerState.COLLECTING_SHARES, Step.CLOSE_STAGE): ServerState.COLLECTING_INPUTS,
     (ServerState.COLLECTING_SHARES, Step.ABORT): ServerState.ABORTED,
     (ServerState.COLLECTING_INPUTS, MaskedInput): ServerState.COLLECTING_INPUTS,
-    (ServerState.COLLECTING_INPUTS, Step.CLOSE_STAGE): ServerState.COLLECTING_REVEALS,
+    (ServerState.COLLECTING_INPUTS, Step.CLOSE_STAGE): ServerState.COLLECTING_SIGNATURES,
     (ServerState.COLLECTING_INPUTS, Step.ABORT): ServerState.ABORTED,
+    (ServerState.COLLECTING_SIGNATURES, ConsistencySignature): ServerState.COLLECTING_SIGNATURES,
+    (ServerState.COLLECTING_SIGNATURES, Step.CLOSE_STAGE): ServerState.COLLECTING_REVEALS,
+    (ServerState.COLLECTING_SIGNATURES, Step.ABORT): ServerState.ABORTED,
     (ServerState.COLLECTING_REVEALS, UnmaskShares): ServerState.COLLECTING_REVEALS,
     (ServerState.COLLECTING_REVEALS, Step.CLOSE_STAGE): ServerState.DONE,
     (ServerState.COLLECTING_REVEALS, Step.ABORT): ServerState.ABORTED,

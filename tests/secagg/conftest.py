@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
-from privfed.secagg import Client, SecAggParams, Server, Stage, majority
-from privfed.secagg.messages import Inbox, MaskedInput, Roster, ShareKeys, UnmaskRequest, UnmaskShares
+from privfed.secagg import Client, Directory, Identity, SecAggParams, Server, SessionsInMemory, Stage, majority
+from privfed.secagg.messages import (
+    AdvertiseKeys,
+    ConsistencySignature,
+    Inbox,
+    MaskedInput,
+    Roster,
+    ShareKeys,
+    SurvivorList,
+    UnmaskRequest,
+    UnmaskShares,
+)
 
 
 def snapshot(machine: Client | Server) -> dict[str, Any]:
@@ -28,64 +38,95 @@ class Session:
     """One server and its clients; ``run_to`` plays honest stages, and keeps every message."""
 
     def __init__(
-        self, ids: Iterable[int] = (3, 7, 20, 41), threshold: int | None = None, dimension: int = 5
+        self,
+        ids: Iterable[int] = (3, 7, 20, 41),
+        threshold: int | None = None,
+        dimension: int = 5,
+        degree: int | None = None,
+        models: Mapping[int, bytes] | None = None,
     ) -> None:
         ids = tuple(ids)
-        self.params = SecAggParams(secrets.token_bytes(16), 9, ids, threshold or majority(len(ids)), dimension)
-        self.server = Server(self.params)
-        self.clients = {i: Client(self.params, i) for i in ids}
+        self.params = SecAggParams(
+            secrets.token_bytes(16), 9, ids, threshold or majority(len(ids)), dimension, degree=degree
+        )
+        self.identities = {i: Identity.generate() for i in ids}
+        self.directory = Directory({i: identity.public for i, identity in self.identities.items()})
+        self.sessions = SessionsInMemory()
+        self.models = dict(models or {})
+        self.server = Server(self.params, self.directory, model=b"model")
+        self.clients = {i: self.client(i) for i in ids}
         rng = np.random.default_rng(5)
         self.inputs = {i: rng.integers(0, 2**32, dimension, dtype=np.uint32) for i in ids}
-        self.roster = Roster(())
+        self.advertised: dict[int, AdvertiseKeys] = {}
+        self.rosters: dict[int, Roster] = {}
         self.shared: dict[int, ShareKeys] = {}
         self.inboxes: dict[int, Inbox] = {}
         self.masked: dict[int, MaskedInput] = {}
-        self.request = UnmaskRequest((), ())
+        self.survivor_list = SurvivorList(())
+        self.signed: dict[int, ConsistencySignature] = {}
+        self.requests: dict[int, UnmaskRequest] = {}
         self.reveals: dict[int, UnmaskShares] = {}
+
+    def client(self, client_id: int, params: SecAggParams | None = None, **changes: Any) -> Client:
+        """Another client process of the same owner; ``run_to`` plays those of ``self.clients``."""
+        given: dict[str, Any] = {
+            "identity": self.identities[client_id],
+            "directory": self.directory,
+            "sessions": self.sessions,
+            "model": self.models.get(client_id, b"model"),
+        }
+        return Client(params or self.params, client_id, **{**given, **changes})
 
     def run_to(self, stage: Stage, gone: Iterable[int] = ()) -> Session:
         """Play everything before ``stage``'s answers reach the server; ``gone`` share keys and then vanish."""
         gone = set(gone)
-        for client in self.clients.values():
-            message = client.start()
-            if stage > Stage.ADVERTISE_KEYS:
-                self.server.receive(message)
+        self.advertised = {i: client.start() for i, client in self.clients.items()}
         if stage is Stage.ADVERTISE_KEYS:
             return self
-        rosters = self.server.close_stage()
-        self.roster = next(iter(rosters.values()))
-        self.shared = {i: self.clients[i].receive(message)[0] for i, message in rosters.items()}
+        self.rosters = self.step(self.advertised)
+        self.shared = {i: self.clients[i].receive(message)[0] for i, message in self.rosters.items()}
         if stage is Stage.SHARE_KEYS:
             return self
-        for message in self.shared.values():
-            self.server.receive(message)
-        self.inboxes = self.server.close_stage()
-        if stage is Stage.MASKED_INPUT:
-            return self
+        self.inboxes = self.step(self.shared)
         for i in self.clients.keys() - gone:
             self.clients[i].receive(self.inboxes[i])
-            self.masked[i] = self.clients[i].contribute(self.inputs[i])
-            self.server.receive(self.masked[i])
-        requests = self.server.close_stage()
-        self.request = next(iter(requests.values()))
+        if stage is Stage.MASKED_INPUT:
+            return self
+        self.masked = {i: self.clients[i].contribute(self.inputs[i]) for i in self.clients.keys() - gone}
+        lists = self.step(self.masked)
+        self.survivor_list = next(iter(lists.values()))
+        if stage is Stage.CONSISTENCY:
+            return self
+        self.sign()
+        self.requests = self.step(self.signed)
+        return self
+
+    def step(self, messages: Mapping[int, Any]) -> dict[int, Any]:
+        """Hand ``messages`` to the server and close the stage."""
+        for message in messages.values():
+            self.server.receive(message)
+        return self.server.close_stage()
+
+    def sign(self) -> Session:
+        """Have every survivor sign the list; the server has not seen the signatures."""
+        survivors = self.survivor_list.survivors
+        self.signed = {i: self.clients[i].receive(self.survivor_list)[0] for i in survivors}
         return self
 
     def reveal(self) -> Session:
         """Have every survivor answer the unmasking request; the server has not seen the answers."""
-        for i in self.request.survivors:
-            self.reveals[i] = self.clients[i].receive(self.request)[0]
+        self.reveals = {i: self.clients[i].receive(request)[0] for i, request in self.requests.items()}
         return self
 
     def finish(self) -> np.ndarray:
         """Hand over the answers and return the total."""
-        for message in self.reveals.values():
-            self.server.receive(message)
-        self.server.close_stage()
+        self.step(self.reveals)
         return self.server.total
 
     def expected(self) -> np.ndarray:
         """Sum of the survivors' inputs, added up by this test."""
-        return sum((self.inputs[i] for i in self.request.survivors), np.zeros(self.params.dimension, np.uint32))
+        kept = (self.inputs[i] for i in self.survivor_list.survivors)
+        return sum(kept, np.zeros(self.params.dimension, np.uint32))
 
 
 @pytest.fixture
@@ -101,3 +142,19 @@ def make_session() -> Callable[..., Session]:
 @pytest.fixture
 def picture() -> Callable[[Client | Server], dict[str, Any]]:
     return snapshot
+
+
+def _refused(
+    machine: Any, message: Any, error: type[Exception], match: str, offender: int | None, deliver: Any = None
+) -> None:
+    before = snapshot(machine)
+    with pytest.raises(error, match=match) as caught:
+        (deliver or machine.receive)(message)
+    assert caught.value.offender == offender
+    assert snapshot(machine) == before
+
+
+@pytest.fixture
+def refused() -> Callable[..., None]:
+    """``refused(machine, message, error, match, offender)``: refused by name, and nothing has changed."""
+    return _refused

@@ -10,7 +10,9 @@ import pytest
 from scipy.stats import chi2
 
 from privfed.secagg import ProtocolSum, Stage
+from privfed.secagg.keys import KeyPair, pair_mask_key
 from privfed.secagg.prg import apply_masks
+from privfed.secagg.shamir import combine, weights_at_zero
 
 FALSE_ALARM = 1e-7  # of each single test below; about 20 of them in this file
 LENGTH = 20_000
@@ -46,52 +48,43 @@ def test_pairs_of_masked_vectors_look_independent() -> None:
     assert looks_uniform(uploads[0] + uploads[1])
 
 
-def test_a_vanished_clients_upload_stays_masked_though_its_key_is_rebuilt() -> None:
+def test_a_vanished_clients_upload_stays_masked_though_its_key_is_rebuilt(make_session: Any) -> None:
     # Client 3 is called dropped although its vector arrived late: the self-mask still covers it.
-    from privfed.secagg import Client, SecAggParams, Server
-    from privfed.secagg.keys import KeyPair, pair_mask_key
-    from privfed.secagg.shamir import combine, weights_at_zero
-
-    params = SecAggParams(b"s" * 16, 0, (0, 1, 2, 3), 3, LENGTH)
-    server, clients = Server(params), {i: Client(params, i) for i in range(4)}
-    for client in clients.values():
-        server.receive(client.start())
-    shares = [clients[i].receive(roster)[0] for i, roster in server.close_stage().items()]
-    for message in shares:
-        server.receive(message)
-    late = None
-    for i, inbox in server.close_stage().items():
-        clients[i].receive(inbox)
-        upload = clients[i].contribute(np.zeros(LENGTH, np.uint32))
-        late = upload.vector.copy() if i == 3 else server.receive(upload) or late
-    keys = {i: server._keys[i].mask_key for i in range(3)}
-    answers = [clients[i].receive(request)[0] for i, request in server.close_stage().items()]
-    weights = weights_at_zero([params.points[a.sender] for a in answers])
-    secret = combine(weights, [a.key_shares[3] for a in answers]).to_bytes(32, "big")
-    pair = KeyPair.from_private_bytes(secret)
-    assert late is not None
-    apply_masks(late, [pair_mask_key(params, pair, 3, i, key) for i, key in keys.items()], [])
+    session = make_session(range(4), 3, LENGTH)
+    session.inputs = {i: np.zeros(LENGTH, np.uint32) for i in range(4)}
+    session.run_to(Stage.UNMASK, gone=[3]).reveal()
+    session.clients[3].receive(session.inboxes[3])
+    late = session.clients[3].contribute(session.inputs[3]).vector.copy()
+    points, scope = session.params.points, session.server._scope
+    weights = weights_at_zero([points[holder] for holder in session.reveals])
+    shares = [answer.key_shares[3] for answer in session.reveals.values()]
+    pair = KeyPair.from_private_bytes(combine(weights, shares).to_bytes(32, "big"))
+    assert pair.public == session.advertised[3].mask_key
+    keys = {i: session.advertised[i].mask_key for i in range(3)}
+    apply_masks(late, [pair_mask_key(scope, pair, 3, i, key) for i, key in keys.items()], [])
     assert looks_uniform(late)
 
 
-def top_bit_lost(vector: np.ndarray, added: Sequence[bytes], subtracted: Sequence[bytes]) -> None:
+def top_bit_lost(vector: np.ndarray, added: Sequence[bytes], subtracted: Sequence[bytes], workers: int) -> None:
     apply_masks(vector, added, subtracted)
     vector &= np.array(2 ** (8 * vector.itemsize - 1) - 1, dtype=vector.dtype)
 
 
-def small_masks(vector: np.ndarray, added: Sequence[bytes], subtracted: Sequence[bytes]) -> None:
+def small_masks(vector: np.ndarray, added: Sequence[bytes], subtracted: Sequence[bytes], workers: int) -> None:
     noise = np.zeros_like(vector)
     apply_masks(noise, added, subtracted)
     vector += noise % np.array(1000, dtype=vector.dtype)
 
 
-def one_block_over_and_over(vector: np.ndarray, added: Sequence[bytes], subtracted: Sequence[bytes]) -> None:
+def one_block_over_and_over(
+    vector: np.ndarray, added: Sequence[bytes], subtracted: Sequence[bytes], workers: int
+) -> None:
     block = np.zeros(64, dtype=vector.dtype)
     apply_masks(block, added, subtracted)
     vector += np.resize(block, len(vector))
 
 
-def no_masks(vector: np.ndarray, added: Sequence[bytes], subtracted: Sequence[bytes]) -> None:
+def no_masks(vector: np.ndarray, added: Sequence[bytes], subtracted: Sequence[bytes], workers: int) -> None:
     pass
 
 
@@ -109,6 +102,6 @@ def test_a_missing_self_mask_shows_when_the_pairwise_masks_are_gone(monkeypatch:
     assert looks_uniform(total())
     monkeypatch.setattr(
         "privfed.secagg.client.apply_masks",
-        lambda vector, added, subtracted: apply_masks(vector, added[1:], subtracted),
+        lambda vector, added, subtracted, workers: apply_masks(vector, added[1:], subtracted),
     )
     assert not looks_uniform(total())

@@ -35,11 +35,11 @@ def outcome(
 def by_hand(inputs: Mapping[int, Any], dropouts: Mapping[int, Stage | None], threshold: int) -> tuple[Any, ...]:
     """The rule, told once more: count who sends each stage's message, then add with Python's integers."""
     last = {i: dropouts.get(i, Stage.UNMASK) for i in inputs}
-    counts = [sum(1 for s in last.values() if s is not None and s.value >= number) for number in range(4)]
+    counts = [sum(1 for s in last.values() if s is not None and s.value >= number) for number in range(5)]
     for stage, count in zip(Stage, counts, strict=True):
         if count < threshold:
             return stage, count, threshold
-    kept = sorted(i for i, s in last.items() if s in (Stage.MASKED_INPUT, Stage.UNMASK))
+    kept = sorted(i for i, s in last.items() if s in (Stage.MASKED_INPUT, Stage.CONSISTENCY, Stage.UNMASK))
     first = inputs[kept[0]]
     modulus = 2 ** (8 * first.itemsize)
     total = [sum(int(inputs[i][k]) for i in kept) % modulus for k in range(len(first))]
@@ -71,7 +71,7 @@ def test_protocol_equals_ring_equals_the_rule_told_by_hand(case: tuple[Any, Any,
 def test_one_client_vanishing_at_each_stage_is_survived(kind: Any, last: Stage | None) -> None:
     inputs = vectors([5, 0, 9, 2])
     result = kind().sum(inputs, {0: last})
-    survivors = (0, 2, 5, 9) if last in (Stage.MASKED_INPUT, Stage.UNMASK) else (2, 5, 9)
+    survivors = (0, 2, 5, 9) if last in (Stage.MASKED_INPUT, Stage.CONSISTENCY, Stage.UNMASK) else (2, 5, 9)
     assert result.survivors == survivors
     assert (result.total == sum((inputs[i] for i in survivors), np.zeros(3, np.uint32))).all()
 
@@ -82,7 +82,8 @@ def test_one_client_vanishing_at_each_stage_is_survived(kind: Any, last: Stage |
         (None, Stage.ADVERTISE_KEYS),
         (Stage.ADVERTISE_KEYS, Stage.SHARE_KEYS),
         (Stage.SHARE_KEYS, Stage.MASKED_INPUT),
-        (Stage.MASKED_INPUT, Stage.UNMASK),
+        (Stage.MASKED_INPUT, Stage.CONSISTENCY),
+        (Stage.CONSISTENCY, Stage.UNMASK),
     ],
 )
 @pytest.mark.parametrize("kind", BOTH)
@@ -138,10 +139,11 @@ def test_the_traffic_of_every_stage_is_counted() -> None:
     n, d = 5, 7
     result = ProtocolSum().sum(vectors(range(n), d), {4: Stage.SHARE_KEYS})
     assert result.bytes_per_stage == {
-        "advertise_keys": n * (8 + 32 + 32),
-        "share_keys": n * (8 + 32 + (n - 1) * (8 + 12 + 66 + 16)),
-        "masked_input": (n - 1) * (8 + 4 * d),
-        "unmask": (n - 1) * (8 + n * (8 + 33)),
+        "advertise_keys": n * (8 + 8 + 32 + 32 + 32 + 64),
+        "share_keys": n * (8 + 8 + 32 + 4 + (n - 1) * (8 + 12 + 66 + 16) + 64),
+        "masked_input": (n - 1) * (8 + 8 + 8 + 4 * d + 64),
+        "consistency": (n - 1) * (8 + 8 + 64),
+        "unmask": (n - 1) * (8 + 8 + 4 + 4 + n * (8 + 33) + 64),
     }
     assert RingSum().sum(vectors(range(n), d), {4: None}).bytes_per_stage == {"input": (n - 1) * 4 * d}
     assert result.seconds_per_stage.keys() == result.bytes_per_stage.keys()

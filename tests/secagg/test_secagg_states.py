@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privfed.secagg import Client, ClientState, SecAggParams, Server, ServerState, Stage, Step, arrives, majority
+from privfed.secagg import (
+    Client,
+    ClientState,
+    Directory,
+    Identity,
+    SecAggParams,
+    Server,
+    ServerState,
+    Stage,
+    Step,
+    arrives,
+    majority,
+)
 from privfed.secagg.errors import (
     DuplicateMessageError,
     IllegalEventError,
@@ -21,21 +33,24 @@ from privfed.secagg.errors import (
 )
 from privfed.secagg.messages import (
     AdvertiseKeys,
+    ConsistencySignature,
     Inbox,
     MaskedInput,
     Message,
     Roster,
     ShareKeys,
+    SurvivorList,
     UnmaskRequest,
     UnmaskShares,
 )
 from privfed.secagg.states import TRANSITIONS
 
-TO_CLIENT: list[Message] = [Roster(()), Inbox(3, {}), UnmaskRequest((), ())]
+TO_CLIENT: list[Message] = [Roster(3, b"", (), ()), Inbox(3, {}), SurvivorList(()), UnmaskRequest(3, {})]
 TO_SERVER: list[Message] = [
-    AdvertiseKeys(3, b"", b""),
+    AdvertiseKeys(3, b"", b"", b""),
     ShareKeys(3, b"", {}),
     MaskedInput(3, np.zeros(1, np.uint32)),
+    ConsistencySignature(3),
     UnmaskShares(3, {}, {}),
 ]
 VECTOR = np.zeros(5, np.uint32)
@@ -56,17 +71,19 @@ Picture = Callable[[Client | Server], dict[str, Any]]
 
 def client_in(state: ClientState, session: Any) -> Client:
     """Client 3 after honest steps up to ``state``."""
-    if state is ClientState.IDLE:
-        return Client(session.params, 3)
+    client: Client = session.clients[3]
+    if state in (ClientState.IDLE, ClientState.ABORTED):
+        if state is ClientState.ABORTED:
+            client.abort()
+        return client
     session.run_to(
         {
             ClientState.ADVERTISED: Stage.ADVERTISE_KEYS,
             ClientState.SHARED: Stage.SHARE_KEYS,
             ClientState.READY: Stage.MASKED_INPUT,
+            ClientState.MASKED: Stage.CONSISTENCY,
         }.get(state, Stage.UNMASK)
     )
-    if state is ClientState.READY:
-        session.clients[3].receive(session.inboxes[3])
     if state is ClientState.DONE:
         session.reveal()
     return session.clients[3]
@@ -78,7 +95,7 @@ def server_in(state: ServerState, session: Any) -> Server:
         with pytest.raises(RoundAborted):
             session.server.close_stage()
         return session.server
-    stages = list(ServerState)[:4]
+    stages = list(ServerState)[:5]
     session.run_to(Stage(stages.index(state)) if state in stages else Stage.UNMASK)
     if state is ServerState.DONE:
         session.reveal().finish()
@@ -100,12 +117,16 @@ def test_client_refuses_messages_out_of_order(
     assert picture(client) == before
 
 
-@pytest.mark.parametrize(("state", "step"), illegal(ClientState, [Step.START, Step.CONTRIBUTE]), ids=named)
+@pytest.mark.parametrize(
+    ("state", "step"), illegal(ClientState, [Step.START, Step.CONTRIBUTE, Step.ABORT]), ids=named
+)
 def test_client_refuses_steps_out_of_order(state: ClientState, step: Step, session: Any, picture: Picture) -> None:
     client = client_in(state, session)
     before = picture(client)
     with pytest.raises(IllegalEventError, match=f"cannot {step.value} in state {state.name}"):
-        client.start() if step is Step.START else client.contribute(VECTOR)
+        {Step.START: client.start, Step.CONTRIBUTE: lambda: client.contribute(VECTOR), Step.ABORT: client.abort}[
+            step
+        ]()
     assert picture(client) == before
 
 
@@ -147,9 +168,10 @@ def test_server_knows_whom_it_waits_for_and_takes_one_message_each(
 ) -> None:
     session.run_to(stage)
     first = {
-        Stage.ADVERTISE_KEYS: lambda: Client(session.params, 3).start(),
+        Stage.ADVERTISE_KEYS: lambda: session.advertised[3],
         Stage.SHARE_KEYS: lambda: session.shared[3],
-        Stage.MASKED_INPUT: lambda: MaskedInput(3, VECTOR),
+        Stage.MASKED_INPUT: lambda: session.clients[3].contribute(VECTOR),
+        Stage.CONSISTENCY: lambda: session.sign().signed[3],
         Stage.UNMASK: lambda: session.reveal().reveals[3],
     }[stage]()
     assert session.server.waiting_for == (3, 7, 20, 41)
@@ -163,7 +185,7 @@ def test_server_knows_whom_it_waits_for_and_takes_one_message_each(
 
 def test_strangers_and_the_vanished_are_refused(session: Any, picture: Picture) -> None:
     with pytest.raises(UnexpectedSenderError, match="client 4: has no part in stage ADVERTISE_KEYS"):
-        session.server.receive(AdvertiseKeys(4, b"a" * 32, b"b" * 32))
+        session.server.receive(AdvertiseKeys(4, b"a" * 32, b"b" * 32, bytes(32)))
     session.run_to(Stage.UNMASK, gone=[20])
     before = picture(session.server)
     with pytest.raises(UnexpectedSenderError, match="client 20: has no part in stage UNMASK"):
@@ -200,7 +222,7 @@ def test_contributing_does_not_touch_the_input_and_forgets_the_secrets(session: 
 def test_messages_cannot_be_altered(session: Any) -> None:
     session.run_to(Stage.UNMASK)
     with pytest.raises(AttributeError):
-        session.roster.entries = ()
+        session.rosters[3].entries = ()
     with pytest.raises(TypeError):
         session.shared[3].sealed[7] = b""
     with pytest.raises(ValueError, match="read-only"):
@@ -223,7 +245,7 @@ def test_secrets_do_not_show(session: Any) -> None:
 
 
 def test_who_is_in_the_sum() -> None:
-    assert [arrives(stage) for stage in (None, *Stage)] == [False, False, False, True, True]
+    assert [arrives(stage) for stage in (None, *Stage)] == [False, False, False, True, True, True]
     assert [majority(n) for n in (1, 2, 3, 4, 5)] == [2, 2, 2, 3, 3]
 
 
@@ -240,6 +262,10 @@ def test_who_is_in_the_sum() -> None:
         ({"client_ids": ()}, "threshold: 2 is more than the 0 clients"),
         ({"threshold": 1}, "threshold: must be at least 2 and above half"),
         ({"threshold": 4}, "threshold: 4 is more than the 3 clients"),
+        ({"degree": 3}, "degree: must be even"),
+        ({"degree": 0}, "degree: must be even"),
+        ({"client_ids": tuple(range(9)), "degree": 4}, "above half of the 5 clients.*Use 3 or more"),
+        ({"client_ids": tuple(range(9)), "degree": 4, "threshold": 6}, "6 is more than the 5 clients"),
         ({"client_ids": (1, 2, 3, 4), "threshold": 2}, "above half of the 4 clients.*Use 3 or more"),
         ({"dimension": 0}, "dimension"),
         ({"ring_bits": 16}, "ring_bits"),
@@ -259,5 +285,31 @@ def test_bad_parameters_are_refused(change: dict[str, Any], message: str) -> Non
 
 
 def test_a_client_outside_of_the_session_is_refused(session: Any) -> None:
+    session.identities[4] = Identity.generate()
     with pytest.raises(ParameterError, match="client_id: 4 is not among"):
-        Client(session.params, 4)
+        session.client(4)
+
+
+def test_identities_and_directories_that_do_not_fit_are_refused(session: Any) -> None:
+    with pytest.raises(ParameterError, match="another key of client 3"):
+        session.client(3, identity=Identity.generate())
+    with pytest.raises(ParameterError, match="no key of client 41"):
+        Server(session.params, Directory({i: session.directory[i] for i in (3, 7, 20)}))
+    with pytest.raises(ParameterError, match="clients 3 and 7 have one key"):
+        Directory({3: session.directory[3], 7: session.directory[3]})
+    with pytest.raises(ParameterError, match="client 3's key must be 32 bytes"):
+        Directory({3: b"short"})
+    assert len(session.directory) == 4
+    assert sorted(session.directory) == [3, 7, 20, 41]
+    assert "4 clients" in repr(session.directory)
+    assert not session.directory.verify(99, bytes(64), b"")
+
+
+@pytest.mark.parametrize("state", [s for s in ClientState if s not in (ClientState.DONE, ClientState.ABORTED)])
+def test_a_client_that_aborts_has_forgotten_everything(state: ClientState, session: Any) -> None:
+    client = client_in(state, session)
+    client.abort()
+    assert client.state is ClientState.ABORTED
+    assert not {"_seed", "_mask_pair", "_channel_pair"} & vars(client).keys()
+    assert not client._held
+    assert not client._inbound_keys

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from privfed.secagg import SecAggParams
+from privfed.secagg import Directory, Identity, SecAggParams
 from privfed.secagg.errors import KeyRefusedError
-from privfed.secagg.keys import KeyPair, Purpose, binding, hkdf_sha256
+from privfed.secagg.keys import KeyPair, Purpose, Scope, hkdf_sha256
 from privfed.secagg.prg import BLOCK_BYTES, apply_masks, keystream
 
 
@@ -121,15 +123,68 @@ def test_masks_equal_the_stream_taken_in_one_piece(dtype: type, extra: int) -> N
 
 
 def test_bindings_differ_in_every_part() -> None:
-    def params(session: bytes = b"s" * 16, round_number: int = 1) -> SecAggParams:
-        return SecAggParams(session, round_number, (1, 2, 3), 2, 4)
+    def scope(root: bytes = bytes(32), **changes: Any) -> Scope:
+        given = {
+            "session": b"s" * 16,
+            "round_number": 1,
+            "client_ids": tuple(range(9)),
+            "threshold": 6,
+            "dimension": 4,
+        }
+        return Scope(SecAggParams(**{**given, **changes}), root)
 
     variants = [
-        binding(params(), Purpose.CHANNEL, 1, 2),
-        binding(params(), Purpose.CHANNEL, 2, 1),
-        binding(params(), Purpose.PAIR_MASK, 1, 2),
-        binding(params(session=b"s" * 17), Purpose.CHANNEL, 1, 2),
-        binding(params(session=b"t" * 16), Purpose.CHANNEL, 1, 2),
-        binding(params(round_number=2), Purpose.CHANNEL, 1, 2),
+        scope().info(Purpose.CHANNEL, 1, 2),
+        scope().info(Purpose.CHANNEL, 2, 1),
+        scope().info(Purpose.PAIR_MASK, 1, 2),
+        scope(session=b"s" * 17).info(Purpose.CHANNEL, 1, 2),
+        scope(session=b"t" * 16).info(Purpose.CHANNEL, 1, 2),
+        scope(round_number=2).info(Purpose.CHANNEL, 1, 2),
+        scope(root=b"r" * 32).info(Purpose.CHANNEL, 1, 2),
+        scope(threshold=7).info(Purpose.CHANNEL, 1, 2),
+        scope(dimension=5).info(Purpose.CHANNEL, 1, 2),
+        scope(ring_bits=64).info(Purpose.CHANNEL, 1, 2),
+        scope(degree=6).info(Purpose.CHANNEL, 1, 2),
+        scope(client_ids=tuple(range(1, 10))).info(Purpose.CHANNEL, 1, 2),
     ]
     assert len(set(variants)) == len(variants)
+
+
+@pytest.mark.parametrize(
+    ("private", "public", "message", "signature"),
+    [
+        (
+            "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+            "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+            "",
+            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46b"
+            "d25bf5f0595bbe24655141438e7a100b",
+        ),
+        (
+            "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
+            "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
+            "72",
+            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c"
+            "387b2eaeb4302aeeb00d291612bb0c00",
+        ),
+    ],
+)
+def test_ed25519_agrees_with_rfc_8032_section_7_1(private: str, public: str, message: str, signature: str) -> None:
+    identity = Identity.from_private_bytes(unhex(private))
+    assert identity.public.hex() == public
+    assert identity.sign(unhex(message)).hex() == signature
+    directory = Directory({5: unhex(public)})
+    assert directory.verify(5, unhex(signature), unhex(message))
+    assert not directory.verify(5, unhex(signature), unhex(message) + b"0")
+    assert private not in repr(identity)
+
+
+def test_the_answer_does_not_depend_on_the_number_of_threads() -> None:
+    for dtype, length in ((np.uint32, 4_000_003), (np.uint64, 1_000_001)):
+        keys = [bytes([i]) * 32 for i in range(5)]
+        alone = np.arange(length, dtype=dtype)
+        apply_masks(alone, keys[:2], keys[2:])
+        for workers in (2, 3):
+            together = np.arange(length, dtype=dtype)
+            apply_masks(together, keys[:2], keys[2:], workers)
+            assert (together == alone).all()

@@ -1,0 +1,312 @@
+"""One strict binary form for every message: exactly one encoding of each, and no bytes that are not one.
+
+All integers are unsigned and big-endian, ring vectors little-endian::
+
+    message    = "PFSA" version:u16 kind:u16 field*
+    id         = u64
+    key, digest = 32 bytes; signature = 64 bytes; sealed = 94 bytes
+    share      = 33 bytes, below the prime of the field
+    list       = count:u32 item*
+    ids        = list of id, strictly ascending
+    map        = list of (id item), ids strictly ascending
+    vector     = ring_bits:u32 length:u32 element*
+
+Lengths are checked against what is there before anything is allocated; what is left over is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfed.secagg.errors import MalformedMessageError, UnexpectedSenderError
+from privfed.secagg.messages import (
+    DIGEST_BYTES,
+    ID_BYTES,
+    KEY_BYTES,
+    SEALED_BYTES,
+    SHARE_BYTES,
+    SIGNATURE_BYTES,
+    AdvertiseKeys,
+    ConsistencySignature,
+    Inbox,
+    MaskedInput,
+    Message,
+    Roster,
+    ShareKeys,
+    SurvivorList,
+    ToServer,
+    UnmaskRequest,
+    UnmaskShares,
+)
+from privfed.secagg.params import RING_DTYPES
+from privfed.secagg.shamir import PRIME
+
+MAGIC, VERSION = b"PFSA", 1
+HEADER = struct.Struct(">4sHH")
+_U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
+
+Piece = bytes | memoryview
+
+
+class _WireError(Exception):
+    """Bytes that are no message; only ``decode`` sees it, which knows whom to name."""
+
+
+class _Reader:
+    def __init__(self, data: bytes | memoryview) -> None:
+        self.data, self.at = memoryview(data).cast("B"), 0
+
+    def take(self, size: int) -> memoryview:
+        if size > len(self.data) - self.at:
+            raise _WireError(f"ends after {len(self.data)} bytes, in the middle of a field")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def number(self, form: struct.Struct) -> int:
+        return cast(int, form.unpack(self.take(form.size))[0])
+
+    def count(self, item_bytes: int) -> int:
+        count = self.number(_U32)
+        if count * item_bytes > len(self.data) - self.at:
+            raise _WireError(f"announces {count} items, more than its {len(self.data)} bytes hold")
+        return count
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How one kind of field is written, read and measured; ``least`` is the shortest that an item can be."""
+
+    write: Callable[[Any], Iterator[Piece]]
+    read: Callable[[_Reader], Any]
+    size: Callable[[Any], int]
+    least: int
+
+
+def _fixed(length: int, what: str) -> _Form:
+    def write(value: bytes) -> Iterator[Piece]:
+        if not isinstance(value, bytes) or len(value) != length:
+            raise ValueError(f"{what} must be {length} bytes (got {len(value)})")
+        yield value
+
+    return _Form(write, lambda reader: bytes(reader.take(length)), lambda _: length, length)
+
+
+def _read_share(reader: _Reader) -> int:
+    share = int.from_bytes(reader.take(SHARE_BYTES), "big")
+    if share >= PRIME:
+        raise _WireError("a share lies outside of the field")
+    return share
+
+
+def _write_share(value: int) -> Iterator[Piece]:
+    if not 0 <= value < PRIME:
+        raise ValueError("a share lies outside of the field")
+    yield value.to_bytes(SHARE_BYTES, "big")
+
+
+_ID = _Form(lambda v: iter((_U64.pack(v),)), lambda r: r.number(_U64), lambda _: ID_BYTES, ID_BYTES)
+_KEY = _fixed(KEY_BYTES, "a key")
+_DIGEST = _fixed(DIGEST_BYTES, "a digest")
+_SIGNATURE = _fixed(SIGNATURE_BYTES, "a signature")
+_SEALED = _fixed(SEALED_BYTES, "sealed shares")
+_SHARE = _Form(_write_share, _read_share, lambda _: SHARE_BYTES, SHARE_BYTES)
+
+
+def _list_of(form: _Form) -> _Form:
+    def write(values: tuple[Any, ...]) -> Iterator[Piece]:
+        yield _U32.pack(len(values))
+        for value in values:
+            yield from form.write(value)
+
+    def read(reader: _Reader) -> tuple[Any, ...]:
+        return tuple(form.read(reader) for _ in range(reader.count(form.least)))
+
+    return _Form(write, read, lambda values: _U32.size + sum(form.size(v) for v in values), _U32.size)
+
+
+def _map_to(form: _Form) -> _Form:
+    def write(values: Mapping[int, Any]) -> Iterator[Piece]:
+        yield _U32.pack(len(values))
+        for key in sorted(values):
+            yield _U64.pack(key)
+            yield from form.write(values[key])
+
+    def read(reader: _Reader) -> dict[int, Any]:
+        result: dict[int, Any] = {}
+        last = -1
+        for _ in range(reader.count(ID_BYTES + form.least)):
+            key = reader.number(_U64)
+            last = _ascending(last, key)
+            result[key] = form.read(reader)
+        return result
+
+    def size(values: Mapping[int, Any]) -> int:
+        return _U32.size + sum(ID_BYTES + form.size(value) for value in values.values())
+
+    return _Form(write, read, size, _U32.size)
+
+
+def _ascending(last: int, following: int) -> int:
+    if following <= last:
+        raise _WireError("identifiers are not strictly ascending")
+    return following
+
+
+def _write_ids(values: tuple[int, ...]) -> Iterator[Piece]:
+    if any(b <= a for a, b in itertools.pairwise(values)):
+        raise ValueError("identifiers are not strictly ascending")
+    yield _U32.pack(len(values))
+    yield struct.pack(f">{len(values)}Q", *values)
+
+
+def _read_ids(reader: _Reader) -> tuple[int, ...]:
+    count = reader.count(ID_BYTES)
+    values = struct.unpack(f">{count}Q", reader.take(count * ID_BYTES))
+    if any(b <= a for a, b in itertools.pairwise(values)):
+        raise _WireError("identifiers are not strictly ascending")
+    return values
+
+
+def _write_vector(vector: NDArray[Any]) -> Iterator[Piece]:
+    if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype not in RING_DTYPES.values():
+        raise ValueError(f"input vector must be one of ring elements of {sorted(RING_DTYPES)} bits")
+    yield _U32.pack(8 * vector.itemsize) + _U32.pack(len(vector))
+    little = np.ascontiguousarray(vector, dtype=vector.dtype.newbyteorder("<"))
+    yield little.view(np.uint8).data
+
+
+def _read_vector(reader: _Reader) -> NDArray[Any]:
+    dtype = RING_DTYPES.get(reader.number(_U32))
+    if dtype is None:
+        raise _WireError(f"rings have {sorted(RING_DTYPES)} bits")
+    taken = reader.take(reader.count(dtype.itemsize) * dtype.itemsize)
+    return np.frombuffer(taken, dtype=dtype.newbyteorder("<")).astype(dtype, copy=False)
+
+
+_IDS = _Form(_write_ids, _read_ids, lambda values: _U32.size + ID_BYTES * len(values), _U32.size)
+_VECTOR = _Form(_write_vector, _read_vector, lambda v: 2 * _U32.size + int(v.nbytes), 2 * _U32.size)
+
+
+def _record(kind: type[Any], fields: Mapping[str, _Form]) -> _Form:
+    def write(value: Any) -> Iterator[Piece]:
+        for name, form in fields.items():
+            yield from form.write(getattr(value, name))
+
+    def read(reader: _Reader) -> Any:
+        return kind(**{name: form.read(reader) for name, form in fields.items()})
+
+    def size(value: Any) -> int:
+        return sum(form.size(getattr(value, name)) for name, form in fields.items())
+
+    return _Form(write, read, size, sum(form.least for form in fields.values()))
+
+
+_ADVERTISEMENT_FIELDS = {
+    "sender": _ID,
+    "mask_key": _KEY,
+    "channel_key": _KEY,
+    "model_digest": _DIGEST,
+    "signature": _SIGNATURE,
+}
+_ADVERTISEMENT = _record(AdvertiseKeys, _ADVERTISEMENT_FIELDS)
+
+_FIELDS: Mapping[type[Any], Mapping[str, _Form]] = {
+    AdvertiseKeys: _ADVERTISEMENT_FIELDS,
+    Roster: {"recipient": _ID, "root": _DIGEST, "path": _list_of(_DIGEST), "entries": _list_of(_ADVERTISEMENT)},
+    ShareKeys: {"sender": _ID, "commitment": _DIGEST, "sealed": _map_to(_SEALED), "signature": _SIGNATURE},
+    Inbox: {"recipient": _ID, "sealed": _map_to(_SEALED)},
+    MaskedInput: {"sender": _ID, "vector": _VECTOR, "signature": _SIGNATURE},
+    SurvivorList: {"survivors": _IDS},
+    ConsistencySignature: {"sender": _ID, "signature": _SIGNATURE},
+    UnmaskRequest: {"recipient": _ID, "signatures": _map_to(_SIGNATURE)},
+    UnmaskShares: {
+        "sender": _ID,
+        "seed_shares": _map_to(_SHARE),
+        "key_shares": _map_to(_SHARE),
+        "signature": _SIGNATURE,
+    },
+}
+"""Fields in their order; a message's number is its place here, from 1. A signature always comes last."""
+
+_NUMBERS = {kind: number for number, kind in enumerate(_FIELDS, start=1)}
+_FORMS = {number: _record(kind, _FIELDS[kind]) for kind, number in _NUMBERS.items()}
+
+
+def encode(message: Message) -> bytes:
+    """The wire form of ``message``.
+
+    Raises:
+        ValueError: A field has the wrong length: no message that the state machines make.
+    """
+    return b"".join(_pieces(message))
+
+
+def decode(data: bytes | memoryview, *, peer: int | None) -> Message:
+    """The message whose wire form ``data`` is; a vector in it is a read-only view of ``data``.
+
+    Args:
+        data: Exactly one message.
+        peer: Who sent it, as the transport knows: a client's identifier, or ``None`` for the server.
+
+    Raises:
+        MalformedMessageError: Not the canonical form of any message; ``offender`` is ``peer``.
+        UnexpectedSenderError: A client sends in the name of another, or the server in the name of a client.
+    """
+    try:
+        reader = _Reader(data)
+        magic, version, kind = HEADER.unpack(reader.take(HEADER.size))
+        if magic != MAGIC or version != VERSION:
+            raise _WireError(f"does not begin with {MAGIC!r} and version {VERSION}")
+        if kind not in _FORMS:
+            raise _WireError(f"is of unknown kind {kind}")
+        message = cast(Message, _FORMS[kind].read(reader))
+        if reader.at != len(reader.data):
+            raise _WireError(f"goes on for {len(reader.data) - reader.at} bytes after its end")
+    except _WireError as refusal:
+        raise MalformedMessageError(f"message {refusal}", offender=peer) from None
+    sender = getattr(message, "sender", None)
+    if sender != peer:
+        spoken = "the server" if sender is None else f"client {sender}"
+        raise UnexpectedSenderError(f"sent a {type(message).__name__} in the name of {spoken}", offender=peer)
+    return message
+
+
+def check_form(message: Message, *, peer: int | None) -> None:
+    """Refuse a message object that has no wire form: one that nobody decoded and nobody could encode.
+
+    Raises:
+        MalformedMessageError: A field has the wrong type, length, range or order; ``offender`` is ``peer``.
+    """
+    try:
+        for _ in _pieces(message):
+            pass
+    except (ValueError, TypeError, AttributeError, OverflowError, struct.error) as error:
+        raise MalformedMessageError(f"{type(message).__name__}: {error}", offender=peer) from None
+
+
+def size(message: Message) -> int:
+    """Length in bytes of the wire form, without making it."""
+    return HEADER.size + _FORMS[_NUMBERS[type(message)]].size(message)
+
+
+def digest_to_sign(message: ToServer) -> bytes:
+    """SHA-256 of the wire form up to the signature, 32 bytes."""
+    digest = hashlib.sha256()
+    for piece in _pieces(message, signature=False):
+        digest.update(piece)
+    return digest.digest()
+
+
+def _pieces(message: Message, *, signature: bool = True) -> Iterator[Piece]:
+    yield HEADER.pack(MAGIC, VERSION, _NUMBERS[type(message)])
+    for name, form in _FIELDS[type(message)].items():
+        if signature or name != "signature":
+            yield from form.write(getattr(message, name))

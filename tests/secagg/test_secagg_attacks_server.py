@@ -1,0 +1,392 @@
+"""Attacks by the server, alone or with clients of its own: each ends in a refusal and tells it nothing.
+
+The table in ``docs/secure-aggregation.md`` names these tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from privfed.secagg import Client, Directory, Identity, SecAggParams, Server, SessionsOnDisk, Stage, merkle, wire
+from privfed.secagg.errors import (
+    BrokenSealError,
+    IllegalEventError,
+    InconsistentModelError,
+    InconsistentSurvivorsError,
+    KeyRefusedError,
+    MalformedMessageError,
+    ParameterError,
+    SessionUsedError,
+    SignatureRefusedError,
+    UnexpectedMessageError,
+    UnmaskRefusedError,
+)
+from privfed.secagg.keys import KeyPair, survivors_to_sign
+from privfed.secagg.messages import AdvertiseKeys, Inbox, Roster, SurvivorList, UnmaskRequest
+
+Refused = Callable[..., None]
+
+
+def roster_of(session: Any, recipient: int, entries: dict[int, AdvertiseKeys]) -> Roster:
+    """What a server that shows ``entries`` to everybody would send ``recipient``; complete graphs only."""
+    ids = session.params.client_ids
+    tree = merkle.Tree([merkle.leaf(wire.encode(entries[i])) if i in entries else merkle.ABSENT for i in ids])
+    others = tuple(entry for sender, entry in sorted(entries.items()) if sender != recipient)
+    return Roster(recipient, tree.root, tree.path(ids.index(recipient)), others)
+
+
+# Both shares of one client -------------------------------------------------------------------------------------
+
+
+def test_both_shares_of_a_client_are_never_given_by_one_holder(session: Any) -> None:
+    # Flower's SecAgg+ answers such a request. Here a holder's list has every client once, as survivor or not.
+    session.run_to(Stage.UNMASK, gone=[41]).reveal()
+    for answer in session.reveals.values():
+        assert not answer.seed_shares.keys() & answer.key_shares.keys()
+        assert answer.seed_shares.keys() == {3, 7, 20}
+    for client in (session.clients[i] for i in (3, 7, 20)):
+        for message in (SurvivorList((3, 7, 20, 41)), session.requests[client.client_id]):
+            with pytest.raises(UnexpectedMessageError, match="not taken in state DONE"):
+                client.receive(message)
+        assert client._held == {}
+
+
+def test_survivor_lists_that_differ_abort_before_any_share_is_given(session: Any, refused: Refused) -> None:
+    # Clients 3 and 7 are told that 20 survived, 20 and 41 that 3 did not: each half would give another share.
+    session.run_to(Stage.CONSISTENCY)
+    first, second = SurvivorList((3, 7, 20)), SurvivorList((7, 20, 41))
+    signed = {i: session.clients[i].receive(first)[0].signature for i in (3, 7)}
+    signed |= {i: session.clients[i].receive(second)[0].signature for i in (20, 41)}
+    request = UnmaskRequest(3, {7: signed[7], 20: signed[20]})
+    refused(session.clients[3], request, InconsistentSurvivorsError, "client 20 did not sign", None)
+    request = UnmaskRequest(41, {7: signed[7], 20: signed[20]})
+    refused(session.clients[41], request, InconsistentSurvivorsError, "client 7 did not sign", None)
+
+
+def test_a_second_survivor_list_is_not_signed(session: Any, refused: Refused) -> None:
+    session.run_to(Stage.CONSISTENCY).sign()
+    for survivors in ((3, 7, 20), (3, 7, 20, 41)):
+        refused(
+            session.clients[3], SurvivorList(survivors), UnexpectedMessageError, "not taken in state SIGNED", None
+        )
+
+
+def test_no_share_is_given_before_the_list_is_signed(session: Any, refused: Refused) -> None:
+    session.run_to(Stage.CONSISTENCY)
+    refused(session.clients[3], UnmaskRequest(3, {}), UnexpectedMessageError, "not taken in state MASKED", None)
+
+
+@pytest.mark.parametrize(
+    ("survivors", "error", "match"),
+    [
+        ((7, 20, 41), UnmaskRefusedError, "calls client 3 dropped"),
+        ((3, 7), UnmaskRefusedError, "2 survivors among the holders .* below the threshold 3"),
+        ((3, 7, 20, 99), MalformedMessageError, "not in the session"),
+        ((3, 7, 20, 20), MalformedMessageError, "not strictly ascending"),
+        ((7, 3, 20), MalformedMessageError, "not strictly ascending"),
+    ],
+)
+def test_false_survivor_lists_are_refused(
+    survivors: tuple[int, ...], error: Any, match: str, session: Any, refused: Refused
+) -> None:
+    session.run_to(Stage.CONSISTENCY)
+    refused(session.clients[3], SurvivorList(survivors), error, match, None)
+    session.requests = session.step(session.sign().signed)
+    assert (session.reveal().finish() == session.expected()).all()
+
+
+def test_a_client_that_did_not_share_cannot_be_called_a_survivor(session: Any, refused: Refused) -> None:
+    session.run_to(Stage.SHARE_KEYS)
+    del session.shared[41]
+    session.inboxes = session.step(session.shared)
+    client = session.clients[3]
+    client.receive(session.inboxes[3])
+    client.contribute(session.inputs[3])
+    refused(client, SurvivorList((3, 7, 20, 41)), UnmaskRefusedError, "calls client 41 a survivor", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (lambda s: {}, UnmaskRefusedError, "1 signed the survivor list, below the threshold 3"),
+        (lambda s: {7: s[7]}, UnmaskRefusedError, "2 signed the survivor list"),
+        (lambda s: {7: s[20], 20: s[7]}, InconsistentSurvivorsError, "client 7 did not sign"),
+        (lambda s: {7: s[7], 20: bytes(64)}, InconsistentSurvivorsError, "client 20 did not sign"),
+        (lambda s: {7: s[7], 99: s[20]}, MalformedMessageError, "no surviving neighbour"),
+        (lambda s: {7: s[7], 3: s[3]}, MalformedMessageError, "no surviving neighbour"),
+        (lambda s: {7: s[7], 20: s[20][:-1]}, MalformedMessageError, "a signature must be 64 bytes"),
+    ],
+)
+def test_too_few_or_false_signatures_on_the_list_are_refused(
+    change: Any, error: Any, match: str, session: Any, refused: Refused
+) -> None:
+    session.run_to(Stage.UNMASK)
+    signatures = {i: message.signature for i, message in session.signed.items()}
+    refused(session.clients[3], UnmaskRequest(3, change(signatures)), error, match, None)
+    refused(session.clients[3], session.requests[7], MalformedMessageError, "request to client 7", None)
+    assert (session.reveal().finish() == session.expected()).all()
+
+
+def test_signatures_of_another_round_do_not_unmask(
+    session: Any, make_session: Callable[..., Any], refused: Refused
+) -> None:
+    earlier = make_session()
+    earlier.identities, earlier.directory = session.identities, session.directory
+    earlier.server = Server(earlier.params, earlier.directory, model=b"model")
+    earlier.clients = {i: earlier.client(i) for i in earlier.clients}
+    earlier.run_to(Stage.UNMASK)
+    session.run_to(Stage.UNMASK)
+    refused(session.clients[3], earlier.requests[3], InconsistentSurvivorsError, "client 7 did not sign", None)
+
+
+# Keys ----------------------------------------------------------------------------------------------------------
+
+
+def test_keys_that_the_server_made_up_are_refused(session: Any, refused: Refused) -> None:
+    # The attack that an unauthenticated protocol cannot stop: masks and channel with the server in the middle.
+    session.run_to(Stage.ADVERTISE_KEYS)
+    honest = session.advertised
+    forged = replace(honest[41], mask_key=KeyPair.generate().public, channel_key=KeyPair.generate().public)
+    match = "keys that client 41 did not sign for this session"
+    refused(session.clients[3], roster_of(session, 3, {**honest, 41: forged}), SignatureRefusedError, match, None)
+    # Nor does it help to sign them as somebody that the directory does not have for client 41.
+    made_up = Directory({**session.directory, 41: Identity.generate().public})
+    assert made_up[41] != session.directory[41]
+    session.clients[3].receive(roster_of(session, 3, honest))
+
+
+def rosters(session: Any) -> dict[str, tuple[Any, Any, str, int | None]]:
+    """Name → (roster for client 3, error, match, offender)."""
+    honest = session.advertised
+
+    def signed_by(client_id: int, entry: AdvertiseKeys) -> AdvertiseKeys:
+        """``entry`` signed by ``client_id`` as a colluder of the server would."""
+        client = session.clients[client_id]
+        return client._sign(replace(entry, sender=client_id, signature=b""))
+
+    def shown(**changes: AdvertiseKeys | None) -> Roster:
+        entries = {**honest, **{int(name[1:]): entry for name, entry in changes.items()}}
+        return roster_of(session, 3, {i: entry for i, entry in entries.items() if entry is not None})
+
+    copied = signed_by(41, replace(honest[41], mask_key=honest[20].mask_key))
+    swapped = signed_by(41, replace(honest[41], mask_key=honest[20].channel_key))
+    mine = signed_by(41, replace(honest[41], channel_key=honest[3].channel_key))
+    low = signed_by(41, replace(honest[41], channel_key=bytes(32)))
+    unsigned = replace(honest[41], signature=bytes(64))
+    good = shown()
+    return {
+        "somebody else's": (roster_of(session, 7, honest), MalformedMessageError, "roster of client 7", None),
+        "unsorted": (replace(good, entries=good.entries[::-1]), MalformedMessageError, "not an ascending", None),
+        "repeated": (replace(good, entries=good.entries[:2] * 2), MalformedMessageError, "not an ascending", None),
+        "stranger": (
+            replace(good, entries=(*good.entries, replace(honest[41], sender=99))),
+            MalformedMessageError,
+            "not an ascending",
+            None,
+        ),
+        "too few": (shown(x20=None, x41=None), MalformedMessageError, "2 clients, below the threshold 3", None),
+        "not my keys": (
+            shown(x3=replace(honest[3], mask_key=KeyPair.generate().public)),
+            KeyRefusedError,
+            "does not hold client 3's own keys",
+            None,
+        ),
+        "another root": (replace(good, root=bytes(32)), KeyRefusedError, "client 3's own keys", None),
+        "short path": (replace(good, path=good.path[:1]), KeyRefusedError, "client 3's own keys", None),
+        "swapped ids": (
+            shown(x20=replace(honest[41], sender=20), x41=replace(honest[20], sender=41)),
+            SignatureRefusedError,
+            "client 20 did not sign",
+            None,
+        ),
+        "unsigned": (shown(x41=unsigned), SignatureRefusedError, "client 41", None),
+        "key copied": (shown(x41=copied), KeyRefusedError, "stands twice", 41),
+        "key swapped": (shown(x41=swapped), KeyRefusedError, "stands twice", 41),
+        "my key reflected": (shown(x41=mine), KeyRefusedError, "stands twice", 41),
+        "low order": (shown(x41=low), KeyRefusedError, "full order", 41),
+    }
+
+
+ROSTERS = [
+    "somebody else's",
+    "unsorted",
+    "repeated",
+    "stranger",
+    "too few",
+    "not my keys",
+    "another root",
+    "short path",
+    "swapped ids",
+    "unsigned",
+    "key copied",
+    "key swapped",
+    "my key reflected",
+    "low order",
+]
+
+
+@pytest.mark.parametrize("case", ROSTERS)
+def test_rosters_with_forged_duplicated_or_swapped_keys_are_refused(
+    case: str, session: Any, refused: Refused
+) -> None:
+    session.run_to(Stage.ADVERTISE_KEYS)
+    cases = rosters(session)
+    assert sorted(cases) == sorted(ROSTERS)
+    refused(session.clients[3], *cases[case])
+    session.clients[3].receive(roster_of(session, 3, session.advertised))
+
+
+def test_a_mask_key_of_low_order_stops_the_contribution(session: Any, refused: Refused) -> None:
+    # Signed by a colluder, so that the roster passes; its mask with client 3 would be known to everybody.
+    session.run_to(Stage.ADVERTISE_KEYS)
+    low = replace(session.advertised[41], mask_key=bytes(32), signature=b"")
+    entries = {**session.advertised, 41: session.clients[41]._sign(low)}
+    session.clients[41]._advertisement = entries[41]
+    shared = {i: session.clients[i].receive(roster_of(session, i, entries))[0] for i in entries}
+    client = session.clients[3]
+    client.receive(Inbox(3, {i: message.sealed[3] for i, message in shared.items() if i != 3}))
+    refused(client, session.inputs[3], KeyRefusedError, "client 41", 41, client.contribute)
+
+
+def test_two_rosters_in_one_session_do_not_mix(session: Any, refused: Refused) -> None:
+    # Each client's own keys are there, but clients 3 and 7 are not told of 41's: other root, other keys.
+    session.run_to(Stage.ADVERTISE_KEYS)
+    fewer = {i: session.advertised[i] for i in (3, 7, 20)}
+    shared = {i: session.clients[i].receive(roster_of(session, i, fewer))[0] for i in (3, 7)}
+    shared[20] = session.clients[20].receive(roster_of(session, 20, session.advertised))[0]
+    inbox = Inbox(3, {i: shared[i].sealed[3] for i in (7, 20)})
+    refused(session.clients[3], inbox, BrokenSealError, "client 20", 20)
+
+
+# Models --------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_sends_different_models_makes_the_round_abort(
+    make_session: Callable[..., Any], refused: Refused
+) -> None:
+    # Pasquini et al. 2022: a crafted model for one client makes the sum that client's update.
+    session = make_session(models={41: b"crafted"}).run_to(Stage.ADVERTISE_KEYS)
+    for i in (3, 7, 20):
+        roster = roster_of(session, i, session.advertised)
+        match = f"clients {i} and 41 were given different models"
+        refused(session.clients[i], roster, InconsistentModelError, match, None)
+    roster = roster_of(session, 41, session.advertised)
+    refused(session.clients[41], roster, InconsistentModelError, "clients 41 and 3", None)
+
+
+def test_different_models_cannot_be_hidden_by_two_rosters(
+    make_session: Callable[..., Any], refused: Refused
+) -> None:
+    session = make_session(range(4), models={2: b"crafted", 3: b"crafted"}).run_to(Stage.ADVERTISE_KEYS)
+    for group in ((0, 1), (2, 3)):
+        entries = {i: session.advertised[i] for i in group}
+        for i in group:
+            match = "2 clients, below the threshold 3"
+            refused(session.clients[i], roster_of(session, i, entries), MalformedMessageError, match, None)
+
+
+def test_the_model_is_part_of_what_the_survivors_sign(session: Any) -> None:
+    client = session.run_to(Stage.UNMASK).clients[3]
+    survivors = session.survivor_list.survivors
+    assert client._statement == survivors_to_sign(client._scope, client._model_digest, survivors)
+    assert client._statement != survivors_to_sign(client._scope, bytes(32), survivors)
+
+
+# Sessions ------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_masked_vector_is_refused(session: Any) -> None:
+    client = session.run_to(Stage.CONSISTENCY).clients[3]
+    with pytest.raises(IllegalEventError, match="cannot contribute in state MASKED"):
+        client.contribute(session.inputs[3])
+
+
+def test_a_restarted_client_is_not_tricked_into_a_second_masked_vector(session: Any, tmp_path: Any) -> None:
+    used = SessionsOnDisk(tmp_path / "sessions")
+    session.clients[3] = session.client(3, sessions=used)
+    session.run_to(Stage.CONSISTENCY)
+    restarted = session.client(3, sessions=SessionsOnDisk(tmp_path / "sessions"))
+    with pytest.raises(SessionUsedError, match=r"has begun .* before and will not mask a second vector"):
+        restarted.start()
+    # The number of the round does not make it another session; another identifier does.
+    again = session.client(3, replace(session.params, round_number=10), sessions=used)
+    with pytest.raises(SessionUsedError):
+        again.start()
+    session.client(3, replace(session.params, session=b"n" * 16), sessions=used).start()
+    assert len(list((tmp_path / "sessions").iterdir())) == 2
+
+
+def test_an_earlier_round_cannot_be_replayed(
+    session: Any, make_session: Callable[..., Any], refused: Refused
+) -> None:
+    # Same clients, same parameters but for the session: yesterday's roster and inbox mean nothing today.
+    session.run_to(Stage.UNMASK)
+    today = make_session()
+    today.identities, today.directory = session.identities, session.directory
+    today.clients = {i: today.client(i) for i in today.clients}
+    today.server = Server(today.params, today.directory, model=b"model")
+    today.run_to(Stage.ADVERTISE_KEYS)
+    client = today.clients[3]
+    refused(client, session.rosters[3], KeyRefusedError, "client 3's own keys", None)
+    mixed = roster_of(today, 3, {**session.advertised, 3: today.advertised[3]})
+    refused(client, mixed, SignatureRefusedError, "client 7 did not sign for this session", None)
+    client.receive(roster_of(today, 3, today.advertised))
+    refused(client, session.inboxes[3], BrokenSealError, "client 7", 7)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round_number": 10},
+        {"threshold": 4},
+        {"ring_bits": 64},
+        {"dimension": 6},
+        {"client_ids": (3, 7, 20, 41, 50)},
+    ],
+)
+def test_clients_that_were_told_different_parameters_do_not_meet(
+    change: dict[str, Any], session: Any, refused: Refused
+) -> None:
+    told = replace(session.params, **change)
+    session.clients[41] = session.client(41, told)
+    session.run_to(Stage.ADVERTISE_KEYS)
+    roster = roster_of(session, 3, session.advertised)
+    refused(session.clients[3], roster, SignatureRefusedError, "client 41 did not sign for this session", None)
+    refused(session.server, session.advertised[41], SignatureRefusedError, "AdvertiseKeys", 41)
+
+
+def test_a_threshold_that_is_too_low_is_refused_by_every_client() -> None:
+    for threshold in (0, 1, 2):
+        with pytest.raises(ParameterError, match="threshold: must be at least 2 and above half"):
+            SecAggParams(bytes(16), 0, (1, 2, 3, 4), threshold, 5)
+    with pytest.raises(ParameterError, match="threshold: must be at least 2 and above half of the 7 clients"):
+        SecAggParams(bytes(16), 0, tuple(range(20)), 3, 5, degree=6)
+
+
+def test_out_of_order_and_repeated_stages_are_refused(session: Any, refused: Refused) -> None:
+    session.run_to(Stage.UNMASK)
+    client: Client = session.clients[3]
+    for message in (session.rosters[3], session.inboxes[3], session.survivor_list):
+        refused(client, message, UnexpectedMessageError, "not taken in state SIGNED", None)
+
+
+def test_a_client_that_gave_up_answers_nothing(session: Any, refused: Refused) -> None:
+    client = session.run_to(Stage.UNMASK).clients[3]
+    client.abort()
+    refused(client, session.requests[3], UnexpectedMessageError, "not taken in state ABORTED", None)
+
+
+def test_what_the_server_may_not_learn_is_not_in_a_clients_messages(session: Any) -> None:
+    # A complete round: no byte string on the wire is a seed or a private key of a client that survived.
+    secrets = {i: (client._seed, client._mask_pair.private_bytes()) for i, client in session.clients.items()}
+    session.run_to(Stage.UNMASK, gone=[41]).reveal()
+    kinds = (session.advertised, session.shared, session.masked, session.signed, session.reveals)
+    seen = b"".join(wire.encode(message) for kind in kinds for message in kind.values())
+    assert not any(part in seen for i in (3, 7, 20) for part in secrets[i])
+    assert (session.finish() == session.expected()).all()
+    assert np.array_equal(session.server.total, session.expected())
