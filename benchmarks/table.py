@@ -43,6 +43,38 @@ def engines(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", *notes])
 
 
+def scaling(rows: list[dict[str, Any]], fits: dict[str, float], examples: int) -> str:
+    """Markdown: one line for each point, then the fitted lines and the machine."""
+    lines = [
+        "| swept | clients | cohort | s/round | CPU-s/round | peak RSS, MB | of it after loading, MB |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for r in rows:
+        cells = [
+            r["sweep"],
+            f"{r['clients']:,}",
+            f"{r['cohort']:,}",
+            _short(r["seconds_per_round"]),
+            _short(r["cpu_per_round"]),
+            f"{r['peak_rss_mb']:,.0f}",
+            f"{r['loaded_rss_mb']:,.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    notes = []
+    if "ms_per_client" in fits:
+        notes.append(
+            f"Against the cohort: {fits['ms_per_client']:.3f} ms a client and {fits['ms_per_round']:.0f} ms "
+            f"a round (R² {fits['r_squared']:.3f}); {fits['mb_per_client']:.3f} MB a client."
+        )
+    if "ms_per_million" in fits:
+        notes.append(
+            f"Against the population: {fits['ms_per_million']:+.0f} ms a round and "
+            f"{fits['mb_per_million']:+.0f} MB for a million clients."
+        )
+    notes.append(f"{examples} examples a client, mapped from disk; {machine()}.")
+    return "\n".join([*lines, "", *notes])
+
+
 def machine() -> str:
     """Date, processor, cores and Python."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
