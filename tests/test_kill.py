@@ -133,7 +133,7 @@ def arguments_of(folder: Path, changes: tuple[str, ...] = (), command: str = "tr
 def warm() -> None:
     """The process to fork from: ready before anything is measured."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         multiprocessing.get_context("forkserver").set_forkserver_preload(["warm"])
         forkserver.ensure_running()
 
