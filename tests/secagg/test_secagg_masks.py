@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import chi2
+from scipy.stats import chi2, kstest
 
 from privfed.secagg import ProtocolSum, Stage
 from privfed.secagg.keys import KeyPair, pair_mask_key
@@ -105,3 +105,55 @@ def test_a_missing_self_mask_shows_when_the_pairwise_masks_are_gone(monkeypatch:
         lambda vector, added, subtracted, workers: apply_masks(vector, added[1:], subtracted),
     )
     assert not looks_uniform(total())
+
+
+# What the server sees does not depend on how a sum is made up ----------------------------------------------------
+
+
+def view(inputs: dict[int, np.ndarray]) -> np.ndarray:
+    """All masked uploads of one round, ``[clients * LENGTH]``."""
+    return np.concatenate(list(ProtocolSum().sum(inputs, {}).uploads.values()))
+
+
+def distinguish() -> int:
+    """Correct guesses, of 40, at who of two clients put in all of the sum, and who nothing.
+
+    The guess is the one whose upload is more often just above what was put in.
+    """
+    rng = np.random.default_rng(11)
+    everything, nothing = np.full(2000, 2**30, np.uint32), np.zeros(2000, np.uint32)
+    correct = 0
+    for bit in rng.integers(0, 2, 40).tolist():
+        worlds = {0: everything, 1: nothing, 2: nothing}, {0: nothing, 1: everything, 2: nothing}
+        first, second, _ = view(worlds[bit]).reshape(3, -1)
+        near = [np.mean(upload - np.uint32(2**30) < 2**28) for upload in (first, second)]
+        correct += bit == int(near[1] > near[0])
+    return correct
+
+
+# 40 fair coins: fewer than 6 or more than 34 heads has probability 1.4e-6.
+CHANCE = range(6, 35)
+
+
+def test_a_distinguisher_of_inputs_with_one_sum_does_no_better_than_chance() -> None:
+    assert distinguish() in CHANCE
+
+
+def test_the_distinguisher_wins_against_masks_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("privfed.secagg.client.apply_masks", small_masks)
+    monkeypatch.setattr("privfed.secagg.server.apply_masks", lambda *_: None)
+    assert distinguish() not in CHANCE
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+def test_masked_values_pass_kolmogorov_and_smirnov(dtype: type) -> None:
+    # As fractions of the ring; 4 uploads of one round, 1e-7 each.
+    top = 2.0 ** (8 * np.dtype(dtype).itemsize)
+    for upload in masked(dtype, 7).values():
+        assert kstest(upload / top, "uniform").pvalue > FALSE_ALARM
+
+
+def test_kolmogorov_and_smirnov_catch_a_lost_top_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("privfed.secagg.client.apply_masks", top_bit_lost)
+    for upload in masked(np.uint32, 7).values():
+        assert kstest(upload / 2.0**32, "uniform").pvalue < FALSE_ALARM
