@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attacks.base import Images
 
@@ -19,8 +20,13 @@ def snap(images: Images) -> Images:
     It removes the rounding of single-precision clients from images that are exact but for it, and leaves
     everything else as it is.
     """
-    clipped = np.clip(images, 0.0, 1.0)
-    levels = np.round(clipped * LEVELS) / LEVELS
+    levels = np.round(np.clip(images, 0.0, 1.0) * LEVELS) / LEVELS
+    bytes_ = on_grid(images).reshape(-1, *[1] * (images.ndim - 1))
+    return np.where(bytes_, levels, np.clip(images, 0.0, 1.0))
+
+
+def on_grid(images: Images) -> NDArray[np.bool_]:
+    """Which of ``images`` ``[k, ...]`` consist of levels of bytes, but for an error far below one level."""
+    levels = np.round(np.clip(images, 0.0, 1.0) * LEVELS) / LEVELS
     distance = (images - levels).reshape(len(images), -1)
-    near = np.sqrt(np.mean(distance**2, axis=1)) * LEVELS < ON_GRID
-    return np.where(near.reshape(-1, *[1] * (images.ndim - 1)), levels, clipped)
+    return np.asarray(np.sqrt(np.mean(distance**2, axis=1)) * LEVELS < ON_GRID)

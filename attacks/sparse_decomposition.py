@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.first_layer import input_gradients, relu_follows
 from attacks.gradient import estimate_gradient
-from attacks.pixels import snap
+from attacks.pixels import on_grid, snap
 from attacks.sparse_directions import Factors, Matrix, Search, Split, factorise
 from privfed.models.functional import Model
 from privfed.transcript import Observation, Observer, View
 
 CERTAIN = 0.01
-"""The search stops at a share of contradictions this small: a wrong decomposition has nearly half."""
+"""A share of contradictions this small, and all pixels bytes, are no accident: one with wrong parts has many."""
+PATIENCE = 15
+"""Rounds in which a decomposition with some contradictions, or without bytes, may be bettered."""
 PLAUSIBLE = 0.1
 """A share of contradictions that is still taken for an answer when the search has run its rounds."""
 
@@ -81,15 +83,20 @@ class SparseDecomposition:
         search = Search(factors, np.vstack(_layer(model, start)), np.vstack(_layer(model, end)))
         if factors.rank > 1 and search.hopeless:
             raise NotInvertible(
-                f"{factors.rank} examples are behind the vector, too many for the {search.units} units of the first "
-                "layer that have a gradient"
+                f"{factors.rank} examples are behind the vector, too many for the {search.units} units of the "
+                "first layer that have a gradient"
             )
         best: Split | None = None
-        for _ in range(self.rounds):
+        left = self.rounds
+        while left > 0:
+            left -= 1
             split = search.advance(rng)
             if split is not None and (best is None or split.contradictions < best.contradictions):
+                left = min(left, PATIENCE) if best is None else left
                 best = split
-            if factors.rank == 1 or (best is not None and best.contradictions < CERTAIN):
+                if split.contradictions == 0 or (split.contradictions < CERTAIN and on_grid(split.inputs).all()):
+                    break
+            if factors.rank == 1:
                 break
         if best is None:
             raise NotInvertible(

@@ -12,6 +12,7 @@ lie in a complement of the directions already found, so each guess is easier tha
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,13 @@ GAP = 20.0
 """The singular values of the examples end where one is this many times the next."""
 ROUNDING = 8.0
 """Standard deviations of the noise within which an entry counts as zero."""
-SHARES = (0.1, 0.2, 0.3)
+SWAPS = 8
+"""So many directions that were not chosen are tried in the place of those that were."""
+BRIGHT = 0.05
+"""Pixels darker than this share of the brightest are too faint to divide by."""
+ALIKE = 1e-4
+"""Ratios this close together, in units of their spread, are equal."""
+SHARES = ((0.1, 0.3), (0.2, 0.3), (0.1, 0.1), (0.2, 0.1), (0.35, 0.1))
 """Of all live units, how many of the lowest are fitted."""
 FITS = 12
 """Reweightings of the robust fit; the second half with the weights of an ℓ0 fit."""
@@ -154,10 +161,13 @@ class Search:
             allowed, np.where(rng.random((count, 1)) < 0.3, heights[0], np.maximum(*heights)), np.inf
         )
         for i, share in enumerate(SHARES):
-            self._collect(self._fit(height[i :: len(SHARES)], share))
+            self._collect(self._fit(height[i :: len(SHARES)], *share))
         chosen = self._select()
+        if len(chosen) == rank - 1:
+            self._collect(self._last(chosen)[None])
+            chosen = self._select()
         self.found = len(chosen)
-        return self._split(chosen.T) if len(chosen) == rank else None
+        return self._best_split(chosen) if len(chosen) == rank else None
 
     def _apart(self, chosen: Matrix, count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Units to choose from, ``[count, units]``: some left out at random, so that no two fits are alike.
@@ -175,9 +185,29 @@ class Search:
         excluded = rng.integers(0, 4, count)
         for i in range(min(3, len(chosen))):
             narrower = allowed & on[order[:, i]]
-            fits = (excluded > i) & (narrower.sum(axis=1) >= 3 * self._factors.rank)
+            fits = (excluded > i) & (narrower.sum(axis=1) >= 2 * self._factors.rank)
             allowed[fits] = narrower[fits]
         return allowed
+
+    def _last(self, chosen: Matrix) -> NDArray[np.float64]:
+        """The one direction that is missing, by the pixels that are black in the examples found already.
+
+        Inputs and directions are dual bases, so the missing input is known, and each of the others but for a
+        multiple of it. Where that other is black the multiple is the ratio of the two, alike for all such pixels.
+        What is orthogonal to the others is the missing direction; without black pixels it is a guess to check.
+        """
+        dual = np.linalg.pinv(chosen).T
+        missing = np.linalg.svd(chosen)[2][-1]
+        scaled = self._factors.left[:-1] * self._factors.values
+        lit = np.abs(scaled @ missing)
+        pixels = scaled[lit > BRIGHT * lit.max()]
+        for k in range(len(dual)):
+            ratios = np.sort(-(pixels @ dual[k]) / (pixels @ missing))
+            width = ALIKE * float(np.median(np.abs(ratios - np.median(ratios))))
+            alike = np.searchsorted(ratios, ratios + width) - np.arange(len(ratios))
+            first = int(alike.argmax())
+            dual[k] += np.median(ratios[first : first + alike[first]]) * missing
+        return self._sharpened(np.linalg.svd(dual)[2][-1], (1e-2, 1e-3))
 
     def _guesses(self, chosen: Matrix, count: int, rng: np.random.Generator) -> Matrix:
         """Inputs in coordinates of ``left``, ``[count, b]``: bright on the whole, otherwise anything.
@@ -193,21 +223,23 @@ class Search:
             guesses[1::3] -= guesses[1::3] @ basis @ basis.T
         return np.asarray(guesses)
 
-    def _fit(self, height: Matrix, share: float) -> Matrix:
+    def _fit(self, height: Matrix, share: float, first: float) -> Matrix:
         """For each row of heights ``[count, units]`` the direction most of its lowest units are orthogonal to."""
         total, rank = len(self._rows), self._factors.rank
         taken = min(max(int(share * total), 2 * rank), total - 1)
         lowest = np.argpartition(height, taken, axis=1)[:, :taken]
         rows = self._unit_rows[lowest]
-        weights = np.ones(lowest.shape)
+        # Units left out (infinitely high) may be among the lowest when few are left; they get no weight.
+        part = np.isfinite(np.take_along_axis(height, lowest, axis=1)).astype(np.float64)
+        weights = part
         directions = np.zeros((len(height), rank))
         for step in range(FITS):
             gram = np.matmul((rows * weights[..., None]).transpose(0, 2, 1), rows)
             directions = np.linalg.eigh(gram)[1][:, :, 0]
             distance = np.einsum("snb,sb->sn", rows, directions)
-            width = 0.3 * (1e-3 / 0.3) ** (step / (FITS - 1))
+            width = first * (1e-3 / first) ** (step / (FITS - 1))
             power = -0.5 if step < FITS // 2 else -1.0
-            weights = (distance**2 + width**2) ** power
+            weights = part * (distance**2 + width**2) ** power
         return directions
 
     def _collect(self, directions: Matrix) -> None:
@@ -230,9 +262,11 @@ class Search:
             if leverage < LEVERAGE and values[-2] > 1e-6 * values[0] and not self._known(right[-1]):
                 self._pool = np.vstack([self._pool, right[-1]])
 
-    def _sharpened(self, direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _sharpened(
+        self, direction: NDArray[np.float64], widths: tuple[float, ...] = (1e-4, 1e-5, 1e-6, 1e-7)
+    ) -> NDArray[np.float64]:
         """The direction by all units, those that only come close to it by chance losing their weight."""
-        for width in (1e-4, 1e-5, 1e-6, 1e-7):
+        for width in widths:
             distance = self._unit_rows @ direction
             weights = 1 / (distance**2 + np.maximum(width, self._unit_noise) ** 2)
             direction = np.linalg.eigh((self._unit_rows.T * weights) @ self._unit_rows)[1][:, 0]
@@ -271,6 +305,21 @@ class Search:
                 chosen.append(int(i))
                 basis = np.vstack([basis, rest / length])
         return self._pool[chosen]
+
+    def _best_split(self, chosen: Matrix) -> Split | None:
+        """The split by ``chosen`` ``[b, b]``, or by one swap with the rest of the pool that contradicts less."""
+        best = self._split(chosen.T)
+        rest = [q for q in self._pool if not (np.abs(chosen @ q) > 1 - SAME).any()][:SWAPS]
+        for candidate, k in itertools.product(rest, range(len(chosen))):
+            if best is not None and best.contradictions == 0:
+                break
+            swapped = np.vstack([chosen[:k], candidate, chosen[k + 1 :]])
+            if np.linalg.svd(swapped, compute_uv=False)[-1] < INDEPENDENT:
+                continue
+            split = self._split(swapped.T)
+            if split is not None and (best is None or split.contradictions < best.contradictions):
+                best = split
+        return best
 
     def _split(self, directions: Matrix) -> Split | None:
         """Inputs and gradients from the columns of ``directions`` ``[b, b]``; ``None`` if one has no scale."""
