@@ -102,7 +102,7 @@ class Model(Section):
     activation: Literal["relu", "sigmoid", "tanh"] | None = None
     initializer: Literal["zeros", "glorot", "uniform"] | None = None
     features: Literal["hog", "one_hot"] | None = None
-    """Fixed functions of each example that the model gets in place of it: ``hog`` of images, ``one_hot`` of text."""
+    """A fixed function of each example that the model gets instead: ``hog`` of images, ``one_hot`` of text."""
 
 
 class Training(Section):

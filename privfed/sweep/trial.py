@@ -14,7 +14,13 @@ from privfed.audit.evidence import Count, NonNegative, Part, PrivacyLoss, Sha256
 from privfed.config import Settings
 from privfed.errors import OutputError
 from privfed.files import write_text
-from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling, SamplingScheme
+from privfed.privacy.sampling import (
+    FixedSizeSampling,
+    FullParticipation,
+    PoissonSampling,
+    RoundRobinSampling,
+    SamplingScheme,
+)
 from privfed.rundir import SETTINGS, RunFolder
 from privfed.sweep.grid import Trial
 
@@ -141,7 +147,12 @@ def scheme_of(settings: Settings) -> SamplingScheme:
     cohort = settings.cohort
     if cohort.rate is not None:
         return PoissonSampling(cohort.rate)
-    return FixedSizeSampling(cohort.size, settings.data.known_clients or cohort.size) if cohort.size else FullParticipation()
+    if cohort.size is None:
+        return FullParticipation()
+    population = settings.data.known_clients or cohort.size  # how many only the data tell: it is a description
+    if cohort.sampling == "round_robin":
+        return RoundRobinSampling(cohort.size, population, settings.training.rounds)
+    return FixedSizeSampling(cohort.size, population)
 
 
 def dump(part: Part) -> str:
