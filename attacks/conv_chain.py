@@ -1,0 +1,155 @@
+"""Recognise a chain of convolutions and a dense layer in a model whose inside is unknown, by trying what it could be."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfed.models.functional import Model
+
+Array = NDArray[np.float64]
+
+STRIDES = (1, 2, 3)
+AGREES = 1e-9
+"""Largest relative difference of logits at which a chain is taken to be the model."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An invertible activation: its value, its inverse, and its slope as a function of its value."""
+
+    name: str
+    value: Callable[[Array], Array]
+    inverse: Callable[[Array], Array]
+    slope: Callable[[Array], Array]
+    low: float
+    high: float
+
+
+ACTIVATIONS = (
+    Activation(
+        "sigmoid", lambda z: 1 / (1 + np.exp(-z)), lambda a: np.log(a / (1 - a)), lambda a: a * (1 - a), 0, 1
+    ),
+    Activation("tanh", np.tanh, np.arctanh, lambda a: 1 - a**2, -1, 1),
+)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution: its stride, zero padding at the top and left, and shapes ``(height, width, channels)``."""
+
+    stride: int
+    padding: tuple[int, int]
+    kernel: tuple[int, int]
+    inputs: tuple[int, int, int]
+    outputs: tuple[int, int, int]
+
+    def taps(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """``(output position, kernel position, input position)`` of every product, positions counted by rows."""
+        rows, columns = (
+            _taps(self.outputs[i], self.kernel[i], self.inputs[i], self.stride, self.padding[i]) for i in (0, 1)
+        )
+        parts = []
+        for axis, width in enumerate((self.outputs[1], self.kernel[1], self.inputs[1])):
+            parts.append((rows[:, axis, None] * width + columns[None, :, axis]).reshape(-1))
+        return parts[0], parts[1], parts[2]
+
+
+def _taps(outputs: int, kernel: int, inputs: int, stride: int, padding: int) -> NDArray[np.int64]:
+    found = [
+        (o, k, o * stride + k - padding)
+        for o, k in itertools.product(range(outputs), range(kernel))
+        if 0 <= o * stride + k - padding < inputs
+    ]
+    return np.array(found, np.int64).reshape(-1, 3)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Convolutions with one activation behind each, then a dense layer on their flat output."""
+
+    convolutions: tuple[Convolution, ...]
+    activation: Activation
+
+
+@lru_cache(maxsize=32)
+def find_chain(model: Model) -> Chain | None:
+    """The chain that gives the model's own logits at random weights, or ``None``.
+
+    The variables' shapes give the kernels; strides of 1 to 3 and the usual paddings (none, TensorFlow's ``SAME``,
+    half the kernel on each side) are tried where they give the dense layer its number of inputs.
+    """
+    shapes = [spec.shape for spec in model.variables]
+    kernels, biases = shapes[0:-2:2], shapes[1:-2:2]
+    if len(model.input_shape) != 3 or len(shapes) < 4 or len(shapes) % 2 or len(shapes[-2]) != 2:
+        return None
+    if any(len(k) != 4 or b != k[-1:] for k, b in zip(kernels, biases, strict=True)):
+        return None
+    rng = np.random.default_rng(0xC4)
+    weights = [
+        rng.normal(0, 1 / np.sqrt(max(1, spec.size // spec.shape[-1])), spec.shape) for spec in model.variables
+    ]
+    x = rng.uniform(0, 1, model.input_shape)
+    logits = _logits(model, weights, x)
+    for convolutions in _geometries(model.input_shape, kernels, shapes[-2][0]):
+        for activation in ACTIVATIONS:
+            chain = Chain(convolutions, activation)
+            if np.abs(forward(chain, weights, x) - logits).max() < AGREES * (1 + np.abs(logits).max()):
+                return chain
+    return None
+
+
+def _geometries(
+    shape: tuple[int, ...], kernels: list[tuple[int, ...]], features: int
+) -> list[tuple[Convolution, ...]]:
+    partial: list[tuple[tuple[Convolution, ...], tuple[int, ...]]] = [((), shape)]
+    for height, width, channels, filters in kernels:
+        longer = []
+        for chain, (h, w, c) in partial:
+            if c != channels:
+                continue
+            for stride in STRIDES:
+                for top, bottom, left, right in _paddings(h, w, height, width, stride):
+                    out_h = (h + top + bottom - height) // stride + 1
+                    out_w = (w + left + right - width) // stride + 1
+                    if min(out_h, out_w) > 0:
+                        out = (out_h, out_w, filters)
+                        layer = Convolution(stride, (top, left), (height, width), (h, w, c), out)
+                        longer.append(((*chain, layer), out))
+        partial = longer
+    return [chain for chain, out in partial if int(np.prod(out)) == features]
+
+
+def _paddings(h: int, w: int, kh: int, kw: int, stride: int) -> set[tuple[int, int, int, int]]:
+    same = [max(0, (-(-n // stride) - 1) * stride + k - n) for n, k in ((h, kh), (w, kw))]
+    return {
+        (0, 0, 0, 0),
+        (kh // 2, kh // 2, kw // 2, kw // 2),
+        (same[0] // 2, same[0] - same[0] // 2, same[1] // 2, same[1] - same[1] // 2),
+    }
+
+
+def forward(chain: Chain, weights: list[Array], x: Array) -> Array:
+    """Logits ``[classes]`` of one example ``[height, width, channels]``."""
+    h = x.reshape(-1, x.shape[-1])
+    for i, layer in enumerate(chain.convolutions):
+        output, tap, source = layer.taps()
+        kernel = weights[2 * i].reshape(-1, *weights[2 * i].shape[2:])
+        z = np.tile(weights[2 * i + 1], (layer.outputs[0] * layer.outputs[1], 1))
+        for k in range(len(kernel)):
+            here = tap == k
+            z[output[here]] += h[source[here]] @ kernel[k]
+        h = chain.activation.value(z)
+    return np.asarray(h.reshape(-1) @ weights[-2] + weights[-1])
+
+
+def _logits(model: Model, weights: list[Array], x: Array) -> Any:
+    import tensorflow as tf
+
+    return model.logits([tf.constant(w) for w in weights], tf.constant(x[None])).numpy()[0]
