@@ -48,9 +48,7 @@ def run_training(settings: Settings, out: Path, console: Console) -> dict[str, A
     }
 
 
-def _evaluate_held_out(
-    experiment: Experiment, result: TrainingResult, folder: RunFolder
-) -> dict[str, Any] | None:
+def _evaluate_held_out(experiment: Experiment, result: TrainingResult, folder: RunFolder) -> dict[str, Any] | None:
     """Accuracy over clients that did not train; ``clients.json`` also has the loss."""
     if experiment.held_out is None:
         return None
