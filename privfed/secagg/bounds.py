@@ -11,21 +11,21 @@ probability at most ``n * (corrupt + dropped)**(k/2)``. (c) Nobody loses more th
 
 Active. The server chooses who "vanished" after it knows the ring, and may tell each client something else.
 (a) No client's seed and mask key both come out: an honest holder gives one of them only, so that would take
-``2(t − c)`` honest holders of the ``k + 1 − c``: impossible when ``2t > k + 1 + c``. The same inequality keeps
-every client that reveals anything from being called dropped by t holders, since ``t`` of its holders, itself
-included, signed a list on which it survives.
-(b) A sum can be learned of a set T of honest clients only if T is cut off from all other honest clients whose mask
-keys stay secret. Then, unless T is all of these, some a of T is followed on the ring by k/2 places with none of
-them. Those who revealed a's seed are either honest and not called dropped, so a itself or on its other side, or
-corrupt: at most ``k/2 + 1 + c'`` in all, with c' the corrupt among those k/2 places. That falls short of t when
-``t > k/2 + 1 + c'``. So no such gap exists, and the server learns a single sum of those who share one view of the
-round.
-(c) Views with different rosters or models do not mix, as all keys are bound to them, and no client is in two. As T
-has no gap above k/2, it has ``2n // 3k`` members with disjoint neighbourhoods, in each of them ``t − c`` honest.
+``2(t − c)`` honest holders of the ``k + 1 − c``: impossible when ``2t > k + 1 + c``. For the same reason no client
+that reveals anything has its mask key revealed: ``t − c`` of its honest holders signed that it survives.
+(b) Let T be honest clients whose sum the server learns, and no sum of some of them. The mask that one of T has
+with an honest client outside is known only if that one's mask key came out. Whoever revealed a seed of T was shown
+that its own mask is in the owner's vector (the inclusion token), and its mask key did not come out, so it is itself
+in T, or corrupt: every client of T has ``t − c`` of T, itself included, among its holders. If the k/2 places on one
+side of it had none of T, those who revealed its seed would be at most ``k/2 + 1 + c'``, with c' the corrupt in
+these places: too few when ``t > k/2 + 1 + c'``. So T goes all around the ring without a gap above k/2, and has
+``t − c`` members in each of ``2n // 3k`` neighbourhoods that do not meet.
+(c) No client is in two such sums. Views with different rosters or models do not mix: all keys are bound to them.
 The order of the ring is drawn from a hash of all advertisements, so the server can draw again by changing its
 colluders' keys: whatever may fail is counted ``2**grinding_bits`` times.
 
-In a complete graph (a) and (c) alone matter, ``2t > n + c`` with c all corrupt clients, and nothing is random.
+In a complete graph (a) alone matters, ``2t > n + c`` with c all corrupt clients, and nothing is random: T has
+``t − c`` members, more than half of the honest, so that there is one sum only.
 """
 
 from __future__ import annotations

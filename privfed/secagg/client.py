@@ -31,6 +31,7 @@ from privfed.secagg.keys import (
     channel_key,
     commit_to_model,
     commit_to_seed,
+    inclusion_token,
     matches,
     message_to_sign,
     pair_mask_key,
@@ -107,6 +108,8 @@ class Client:
         self._advertisement: AdvertiseKeys | None = None
         self._peer_mask_keys: dict[int, bytes] = {}
         self._inbound_keys: dict[int, bytes] = {}
+        self._own_tokens: dict[int, bytes] = {}  # by neighbour: that its mask is in this client's vector
+        self._peer_tokens: dict[int, bytes] = {}  # by neighbour: that this client's mask is in its vector
         self._held: dict[int, tuple[int, int]] = {}  # by owner: share of its seed, share of its mask key
         self._survivors: frozenset[int] = frozenset()  # of those in _held
         self._statement = b""  # what this client signed about the survivors
@@ -178,7 +181,8 @@ class Client:
                 (added if self.client_id < peer else subtracted).append(key)
         masked = vector.copy()
         apply_masks(masked, added, subtracted, self.workers)
-        message = self._sign(MaskedInput(self.client_id, masked))
+        included = {peer: token for peer, token in self._own_tokens.items() if peer in self._held}
+        message = self._sign(MaskedInput(self.client_id, masked, included))
         self._state = following
         # Whoever takes over the process from now on cannot strip the masks. Best effort: Python keeps copies.
         self._forget_keys()
@@ -192,7 +196,8 @@ class Client:
         """
         self._state = after_step(self._state, Step.ABORT)
         self._forget_keys()
-        self._peer_mask_keys, self._inbound_keys, self._held = {}, {}, {}
+        self._peer_mask_keys, self._inbound_keys, self._own_tokens, self._peer_tokens = {}, {}, {}, {}
+        self._held = {}
 
     def _forget_keys(self) -> None:
         for name in ("_mask_pair", "_channel_pair", "_seed"):
@@ -209,17 +214,20 @@ class Client:
         at = [points[own], *(points[entry.sender] for entry in roster.entries)]
         seed_shares = shamir.split(self._seed, params.threshold, at)
         key_shares = shamir.split(self._mask_pair.private_bytes(), params.threshold, at)
-        sealed, inbound = {}, {}
+        sealed, inbound, own_tokens, peer_tokens = {}, {}, {}, {}
         for entry, seed_share, key_share in zip(roster.entries, seed_shares[1:], key_shares[1:], strict=True):
             peer = entry.sender
             shared = self._channel_pair.exchange(entry.channel_key, owner=peer)
             inbound[peer] = channel_key(scope, shared, peer, own)
+            own_tokens[peer] = inclusion_token(scope, shared, own, peer)
+            peer_tokens[peer] = inclusion_token(scope, shared, peer, own)
             outbound = channel_key(scope, shared, own, peer)
             sealed[peer] = seal(scope, outbound, own, peer, seed_share, key_share)
         commitment = commit_to_seed(scope, self._seed, own)
         self._scope = scope
         self._peer_mask_keys = {entry.sender: entry.mask_key for entry in roster.entries}
-        self._inbound_keys, self._held = inbound, {own: (seed_shares[0], key_shares[0])}
+        self._inbound_keys, self._own_tokens, self._peer_tokens = inbound, own_tokens, peer_tokens
+        self._held = {own: (seed_shares[0], key_shares[0])}
         return self._sign(ShareKeys(own, commitment, sealed))
 
     def _check_roster(self, roster: Roster) -> None:
@@ -326,6 +334,7 @@ class Client:
                     f"client {client} did not sign the roster, model and survivor list of client {own}",
                     offender=None,
                 )
+        self._check_inclusion(request)
         answer = self._sign(
             UnmaskShares(
                 own,
@@ -333,5 +342,18 @@ class Client:
                 {owner: shares[1] for owner, shares in self._held.items() if owner not in self._survivors},
             )
         )
-        self._held = {}
+        self._held, self._peer_tokens = {}, {}
         return answer
+
+    def _check_inclusion(self, request: UnmaskRequest) -> None:
+        survivors = self._survivors - {self.client_id}
+        if request.included.keys() != survivors:
+            raise MalformedMessageError(
+                "request lacks a surviving neighbour's token, or has too many", offender=None
+            )
+        for peer in survivors:
+            if not matches(self._peer_tokens[peer], request.included[peer]):
+                raise UnmaskRefusedError(
+                    f"does not show that its vector has the mask it shares with client {self.client_id}",
+                    offender=peer,
+                )

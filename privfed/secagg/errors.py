@@ -89,7 +89,10 @@ class BrokenSealError(RemoteError):
 
 
 class UnmaskRefusedError(RemoteError):
-    """A list of survivors, or a call to unmask, that would let the server learn more than the survivors' sum."""
+    """A list of survivors, or a call to unmask, that would let the server learn more than the survivors' sum.
+
+    ``offender`` is a client where its token is wrong; as with a broken seal, the server may have altered it.
+    """
 
 
 class CorruptShareError(RemoteError):

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from enum import Enum
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from privfed.secagg.errors import BrokenSealError, KeyRefusedError, MalformedMessageError
 from privfed.secagg.messages import DIGEST_BYTES, KEY_BYTES, SEALED_BYTES, SHARE_BYTES
@@ -33,6 +31,7 @@ class Purpose(Enum):
     PAIR_MASK = b"pair mask"
     SELF_MASK = b"self mask"
     CHANNEL = b"channel"
+    INCLUDED = b"included"
     COMMITMENT = b"commitment"
     GRAPH = b"graph"
     MODEL = b"model"
@@ -65,8 +64,13 @@ class Scope:
 
 
 def hkdf_sha256(secret: bytes, info: bytes, *, salt: bytes | None = None, length: int = KEY_BYTES) -> bytes:
-    """HKDF with SHA-256 (RFC 5869)."""
-    return HKDF(algorithm=hashes.SHA256(), length=length, salt=salt, info=info).derive(secret)
+    """HKDF with SHA-256 (RFC 5869), on the standard library's HMAC: a third of the time of a general class."""
+    extracted = hmac.digest(salt or bytes(32), secret, "sha256")
+    block, output = b"", b""
+    for counter in range(1, -(-length // 32) + 1):
+        block = hmac.digest(extracted, block + info + bytes((counter,)), "sha256")
+        output += block
+    return output[:length]
 
 
 class KeyPair:
@@ -152,6 +156,15 @@ def matches(expected: bytes, actual: bytes) -> bool:
 def channel_key(scope: Scope, shared: bytes, sender: int, recipient: int) -> bytes:
     """AES-256-GCM key of one direction between two clients, from their channel secret."""
     return scope.key(shared, Purpose.CHANNEL, sender, recipient)
+
+
+def inclusion_token(scope: Scope, shared: bytes, sender: int, recipient: int) -> bytes:
+    """What ``sender`` gives away once the mask it has with ``recipient`` is in its vector; 32 bytes.
+
+    Nobody but the two can compute it, from their channel secret. It keeps a server from telling ``sender`` that
+    ``recipient`` has shared nothing, so that they have no mask in common, and yet having ``recipient`` unmask it.
+    """
+    return scope.key(shared, Purpose.INCLUDED, sender, recipient)
 
 
 def seal(scope: Scope, key: bytes, sender: int, recipient: int, seed_share: int, key_share: int) -> bytes:

@@ -73,13 +73,18 @@ class Inbox:
 
 @dataclass(frozen=True, eq=False)
 class MaskedInput:
-    """Client to server: its ring vector ``[dimension]`` under all masks; read-only."""
+    """Client to server: its ring vector ``[dimension]`` under all masks, read-only.
+
+    ``included`` has a token for every neighbour whose pairwise mask is in the vector; only the two know it.
+    """
 
     sender: int
     vector: NDArray[Any]
+    included: Mapping[int, bytes]
     signature: bytes = b""
 
     def __post_init__(self) -> None:
+        _freeze(self, "included")
         if isinstance(self.vector, np.ndarray):
             view = self.vector.view()
             view.flags.writeable = False
@@ -103,13 +108,17 @@ class ConsistencySignature:
 
 @dataclass(frozen=True)
 class UnmaskRequest:
-    """Server to every client that signed the list: the signatures of its neighbours on the same list."""
+    """Server to every client that signed the list: the signatures of its neighbours on the same list.
+
+    ``included`` has the tokens of all its surviving neighbours: the mask that it shares with each is in its vector.
+    """
 
     recipient: int
     signatures: Mapping[int, bytes]
+    included: Mapping[int, bytes]
 
     def __post_init__(self) -> None:
-        _freeze(self, "signatures")
+        _freeze(self, "signatures", "included")
 
 
 @dataclass(frozen=True)

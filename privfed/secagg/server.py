@@ -98,6 +98,7 @@ class Server:
         self._shares: dict[int, ShareKeys] = {}
         self._used_keys: set[bytes] = set()
         self._contributors: set[int] = set()
+        self._included: dict[int, Mapping[int, bytes]] = {}
         self._statement = b""  # what the survivors are to sign
         self._signatures: dict[int, bytes] = {}
         self._reveals: dict[int, UnmaskShares] = {}
@@ -279,7 +280,12 @@ class Server:
             self.params.check_vector(message.vector)
         except InputError as error:
             raise MalformedMessageError(str(error), offender=message.sender) from None
+        if message.included.keys() != self._neighbours[message.sender] & self._shares.keys():
+            raise MalformedMessageError(
+                "masked input must come with a token for every neighbour that shared", offender=message.sender
+            )
         self._check_signature(message)
+        self._included[message.sender] = message.included
         self._total += message.vector
         self._contributors.add(message.sender)
 
@@ -307,8 +313,12 @@ class Server:
         return Inbox(recipient, {share.sender: share.sealed[recipient] for share in senders})
 
     def _request(self, recipient: int) -> UnmaskRequest:
-        signers = sorted(self._neighbours[recipient] & self._signatures.keys())
-        return UnmaskRequest(recipient, {signer: self._signatures[signer] for signer in signers})
+        around = sorted(self._neighbours[recipient] & self._contributors)
+        return UnmaskRequest(
+            recipient,
+            {neighbour: self._signatures[neighbour] for neighbour in around if neighbour in self._signatures},
+            {neighbour: self._included[neighbour][recipient] for neighbour in around},
+        )
 
     def _unmask(self) -> None:
         recovery = SecretRecovery(self.params.points, self.params.threshold)

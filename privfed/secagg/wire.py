@@ -223,10 +223,10 @@ _FIELDS: Mapping[type[Any], Mapping[str, _Form]] = {
     Roster: {"recipient": _ID, "root": _DIGEST, "path": _list_of(_DIGEST), "entries": _list_of(_ADVERTISEMENT)},
     ShareKeys: {"sender": _ID, "commitment": _DIGEST, "sealed": _map_to(_SEALED), "signature": _SIGNATURE},
     Inbox: {"recipient": _ID, "sealed": _map_to(_SEALED)},
-    MaskedInput: {"sender": _ID, "vector": _VECTOR, "signature": _SIGNATURE},
+    MaskedInput: {"sender": _ID, "vector": _VECTOR, "included": _map_to(_KEY), "signature": _SIGNATURE},
     SurvivorList: {"survivors": _IDS},
     ConsistencySignature: {"sender": _ID, "signature": _SIGNATURE},
-    UnmaskRequest: {"recipient": _ID, "signatures": _map_to(_SIGNATURE)},
+    UnmaskRequest: {"recipient": _ID, "signatures": _map_to(_SIGNATURE), "included": _map_to(_KEY)},
     UnmaskShares: {
         "sender": _ID,
         "seed_shares": _map_to(_SHARE),

@@ -86,7 +86,7 @@ def test_a_share_outside_of_the_field_is_refused(session: Any, refused: Refused)
 def test_inputs_of_another_length_or_modulus_are_refused(session: Any, refused: Refused) -> None:
     session.run_to(Stage.MASKED_INPUT)
     for vector in (np.zeros(6, np.uint32), np.zeros(4, np.uint32), np.zeros(5, np.uint64), np.zeros(5), b"12345"):
-        refused(session.server, MaskedInput(3, vector, bytes(64)), MalformedMessageError, "input vector", 3)
+        refused(session.server, MaskedInput(3, vector, {}, bytes(64)), MalformedMessageError, "input vector", 3)
 
 
 def test_a_second_masked_vector_is_refused_by_the_server(session: Any, refused: Refused) -> None:

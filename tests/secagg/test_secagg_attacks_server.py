@@ -62,9 +62,9 @@ def test_survivor_lists_that_differ_abort_before_any_share_is_given(session: Any
     first, second = SurvivorList((3, 7, 20)), SurvivorList((7, 20, 41))
     signed = {i: session.clients[i].receive(first)[0].signature for i in (3, 7)}
     signed |= {i: session.clients[i].receive(second)[0].signature for i in (20, 41)}
-    request = UnmaskRequest(3, {7: signed[7], 20: signed[20]})
+    request = UnmaskRequest(3, {7: signed[7], 20: signed[20]}, {})
     refused(session.clients[3], request, InconsistentSurvivorsError, "client 20 did not sign", None)
-    request = UnmaskRequest(41, {7: signed[7], 20: signed[20]})
+    request = UnmaskRequest(41, {7: signed[7], 20: signed[20]}, {})
     refused(session.clients[41], request, InconsistentSurvivorsError, "client 7 did not sign", None)
 
 
@@ -78,7 +78,9 @@ def test_a_second_survivor_list_is_not_signed(session: Any, refused: Refused) ->
 
 def test_no_share_is_given_before_the_list_is_signed(session: Any, refused: Refused) -> None:
     session.run_to(Stage.CONSISTENCY)
-    refused(session.clients[3], UnmaskRequest(3, {}), UnexpectedMessageError, "not taken in state MASKED", None)
+    refused(
+        session.clients[3], UnmaskRequest(3, {}, {}), UnexpectedMessageError, "not taken in state MASKED", None
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,9 +129,35 @@ def test_too_few_or_false_signatures_on_the_list_are_refused(
 ) -> None:
     session.run_to(Stage.UNMASK)
     signatures = {i: message.signature for i, message in session.signed.items()}
-    refused(session.clients[3], UnmaskRequest(3, change(signatures)), error, match, None)
+    refused(session.clients[3], UnmaskRequest(3, change(signatures), {}), error, match, None)
     refused(session.clients[3], session.requests[7], MalformedMessageError, "request to client 7", None)
     assert (session.reveal().finish() == session.expected()).all()
+
+
+def test_a_vector_without_the_mask_of_a_holder_is_not_unmasked_by_it(session: Any, refused: Refused) -> None:
+    # The server keeps client 41's shares from 3, so that 3 has no mask with 41, and yet asks 41 to unmask 3. Doing
+    # so all along an arc of a sparse ring would cut it off; see privfed/secagg/bounds.py.
+    session.run_to(Stage.SHARE_KEYS)
+    inboxes = session.step(session.shared)
+    inboxes[3] = Inbox(3, {i: box for i, box in inboxes[3].sealed.items() if i != 41})
+    masked = {}
+    for i, client in session.clients.items():
+        client.receive(inboxes[i])
+        masked[i] = client.contribute(session.inputs[i])
+    assert masked[3].included.keys() == {7, 20}
+    refused(session.server, masked[3], MalformedMessageError, "a token for every neighbour", 3)
+    everybody = SurvivorList((3, 7, 20, 41))
+    signed = {i: session.clients[i].receive(everybody)[0].signature for i in (7, 20, 41)}
+    signatures = {i: signed[i] for i in (7, 20)}
+    included = {i: masked[i].included[41] for i in (7, 20)}
+    client = session.clients[41]
+    for token in (bytes(32), masked[3].included[7], masked[41].included[3]):
+        request = UnmaskRequest(41, signatures, {**included, 3: token})
+        refused(client, request, UnmaskRefusedError, "client 3: does not show that its vector has the mask", 3)
+    refused(client, UnmaskRequest(41, signatures, included), MalformedMessageError, "neighbour's token", None)
+    # Nor will client 3 sign that 41, of which it has no shares, survives.
+    match = "calls client 41 a survivor"
+    refused(session.clients[3], everybody, UnmaskRefusedError, match, None)
 
 
 def test_signatures_of_another_round_do_not_unmask(

@@ -45,11 +45,11 @@ from privfed.secagg.messages import (
 )
 from privfed.secagg.states import TRANSITIONS
 
-TO_CLIENT: list[Message] = [Roster(3, b"", (), ()), Inbox(3, {}), SurvivorList(()), UnmaskRequest(3, {})]
+TO_CLIENT: list[Message] = [Roster(3, b"", (), ()), Inbox(3, {}), SurvivorList(()), UnmaskRequest(3, {}, {})]
 TO_SERVER: list[Message] = [
     AdvertiseKeys(3, b"", b"", b""),
     ShareKeys(3, b"", {}),
-    MaskedInput(3, np.zeros(1, np.uint32)),
+    MaskedInput(3, np.zeros(1, np.uint32), {}),
     ConsistencySignature(3),
     UnmaskShares(3, {}, {}),
 ]

@@ -50,10 +50,10 @@ KINDS: dict[type[Any], Any] = {
     ),
     ShareKeys: st.builds(ShareKeys, IDS, KEY, maps(SEALED), SIGNATURE),
     Inbox: st.builds(Inbox, IDS, maps(SEALED)),
-    MaskedInput: st.builds(MaskedInput, IDS, VECTORS, SIGNATURE),
+    MaskedInput: st.builds(MaskedInput, IDS, VECTORS, maps(KEY), SIGNATURE),
     SurvivorList: st.builds(SurvivorList, st.sets(IDS, max_size=6).map(lambda ids: tuple(sorted(ids)))),
     ConsistencySignature: st.builds(ConsistencySignature, IDS, SIGNATURE),
-    UnmaskRequest: st.builds(UnmaskRequest, IDS, maps(SIGNATURE)),
+    UnmaskRequest: st.builds(UnmaskRequest, IDS, maps(SIGNATURE), maps(KEY)),
     UnmaskShares: st.builds(UnmaskShares, IDS, maps(SHARE), maps(SHARE), SIGNATURE),
 }
 MESSAGES = st.one_of(*KINDS.values())
@@ -117,10 +117,10 @@ class Naive:
             ),
             3: lambda: ShareKeys(self.id(), self.take(32), self.map(lambda: self.take(94)), self.take(64)),
             4: lambda: Inbox(self.id(), self.map(lambda: self.take(94))),
-            5: lambda: MaskedInput(self.id(), self.vector(), self.take(64)),
+            5: lambda: MaskedInput(self.id(), self.vector(), self.map(lambda: self.take(32)), self.take(64)),
             6: lambda: SurvivorList(self.many(self.id)),
             7: lambda: ConsistencySignature(self.id(), self.take(64)),
-            8: lambda: UnmaskRequest(self.id(), self.map(lambda: self.take(64))),
+            8: lambda: UnmaskRequest(self.id(), self.map(lambda: self.take(64)), self.map(lambda: self.take(32))),
             9: lambda: UnmaskShares(self.id(), self.map(self.share), self.map(self.share), self.take(64)),
         }
         message = read[self.number(2)]()
@@ -217,7 +217,7 @@ def test_nothing_is_allocated_for_what_is_only_announced() -> None:
 
 
 def test_a_decoded_vector_is_a_read_only_view() -> None:
-    data = encode(MaskedInput(1, np.arange(1000, dtype=np.uint32), bytes(64)))
+    data = encode(MaskedInput(1, np.arange(1000, dtype=np.uint32), {}, bytes(64)))
     message = decode(data, peer=1)
     assert isinstance(message, MaskedInput)
     assert not message.vector.flags.writeable
@@ -244,8 +244,8 @@ def test_the_senders_name_is_checked_against_the_transports() -> None:
         (SurvivorList((2, 1)), "not strictly ascending"),
         (UnmaskShares(1, {1: PRIME}, {}, bytes(64)), "outside of the field"),
         (UnmaskShares(1, {1: -1}, {}, bytes(64)), "outside of the field"),
-        (MaskedInput(1, np.zeros(2), bytes(64)), "input vector"),
-        (MaskedInput(1, np.zeros((2, 1), np.uint32), bytes(64)), "input vector"),
+        (MaskedInput(1, np.zeros(2), {}, bytes(64)), "input vector"),
+        (MaskedInput(1, np.zeros((2, 1), np.uint32), {}, bytes(64)), "input vector"),
     ],
 )
 def test_objects_without_a_wire_form_are_refused(message: Any, match: str) -> None:
