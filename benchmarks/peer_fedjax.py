@@ -2,7 +2,7 @@
 # requires-python = ">=3.10,<3.12"
 # dependencies = [
 #     "fedjax==0.0.17",
-#     "jax==0.4.30",        # among the last that still has jax.tree_map, which FedJAX calls
+#     "jax==0.4.30",        # older and newer ones are slower under FedJAX: see README.md
 #     "jaxlib==0.4.30",
 #     "dm-haiku==0.0.12",   # FedJAX imports it; newer ones want a newer JAX
 #     "numpy<2",
