@@ -1,83 +1,37 @@
-"""Client work on this machine: one compiled graph for each thread, each looping over a share of the clients.
-
-Operations run on one thread each and clients run beside each other: small models gain nothing from threads inside
-an operation, and a client's result then depends neither on who trains beside it nor on how many threads there are.
-"""
+"""Client work on this machine: one graph for each thread, each looping over a share of the clients."""
 
 from __future__ import annotations
 
-import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from privfed.federated.client_work import ClientUpdates, LocalTraining, Schedule, schedule
+from privfed.executors.loop import updates_graph
+from privfed.executors.population import check_population
+from privfed.executors.sums import CompiledSum, Data, GhostSum, LoopSum, SumPath, check_path, choose_path
+from privfed.executors.threads import available_cores, configure_threads, training_device
+from privfed.federated.client_work import ClientUpdates, ClippedSum, LocalTraining, schedule
 from privfed.models.functional import Model, Vector
+
+__all__ = ["LocalClientWork", "available_cores", "configure_threads"]
 
 _COPIES_OF_A_DELTA = 3
 """The loop's array of rows, the stacked rows, and the chunk that the caller may still hold."""
 
-
-def configure_threads() -> bool:
-    """Set TensorFlow up for parallelism across clients; call it before anything else uses TensorFlow.
-
-    Returns whether operations now run on one thread each: a runtime that is already up keeps what it has, which
-    costs speed only. Grappler's arithmetic rewrites are switched off in either case: of two threads in one
-    rewritten graph, one can meet the other's temporary variable (``AlreadyExistsError … AddOpsRewrite …``).
-    """
-    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(available_cores())
-    except RuntimeError:  # the runtime is up; its thread pools are fixed
-        return bool(tf.config.threading.get_intra_op_parallelism_threads() == 1)
-    return True
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_population(
-    model: Model, features: NDArray[Any], labels: NDArray[Any], offsets: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int64]]:
-    """The packed arrays as every executor takes them.
-
-    Raises:
-        ValueError: Shapes, types, labels or offsets do not fit the model or each other.
-    """
-    features, labels = np.asarray(features), np.asarray(labels)
-    offsets = np.asarray(offsets, np.int64)
-    if features.dtype not in (np.uint8, np.float32):
-        raise ValueError(f"features must be uint8 or float32, got {features.dtype}")
-    if features.shape[1:] != model.input_shape:
-        raise ValueError(f"model {model.name} takes {model.input_shape}, the examples are {features.shape[1:]}")
-    if labels.shape != features.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels must be {features.shape[:1]} integers, got {labels.dtype} of shape {labels.shape}"
-        )
-    if labels.size and not 0 <= labels.min() <= labels.max() < model.classes:
-        raise ValueError(
-            f"labels must lie in [0, {model.classes}), got values from {labels.min()} to {labels.max()}"
-        )
-    bounds = (offsets.ndim == 1 and offsets.size > 0 and offsets[0] >= 0) and offsets[-1] <= len(labels)
-    if not bounds or (np.diff(offsets) < 0).any():
-        raise ValueError(f"offsets must rise within [0, {len(labels)}]")
-    return features, labels.astype(np.int32), offsets
-
-
-def as_model_input(x: Any) -> Any:
-    """Raw pixels to [0, 1] inside the graph; features that are floats already pass unchanged."""
-    return tf.cast(x, tf.float32) / 255.0 if x.dtype == tf.uint8 else x
+_LONG = 1 << 16
+"""Updates longer than this leave the graph one by one: stacking them would copy them once more."""
 
 
 class LocalClientWork:
-    """Trains clients from packed arrays on this machine's cores.
+    """Trains clients from packed arrays on this machine: on all its cores, or on the first GPU that it has.
+
+    A client's result depends neither on who trains beside it nor on threads and chunks; sums do in their rounding.
 
     Args:
         model: What is trained.
@@ -85,8 +39,13 @@ class LocalClientWork:
         labels: Class numbers ``[n]``.
         offsets: Client ``c`` owns the rows ``offsets[c]:offsets[c + 1]``, ``[clients + 1]``.
         training: What each client does.
-        threads: Clients trained at the same time; as many as cores when not given.
+        threads: Clients trained at the same time; as many as cores when not given, and one on a GPU.
         memory_budget_bytes: Bound on the memory that updates take; it sets how many clients make a chunk.
+        path: How ``clipped_sum`` goes through the clients: ``loop``, ``xla``, ``ghost``, or ``auto`` for the one
+            that suits the model. It changes nothing but rounding.
+
+    Raises:
+        ValueError: The arrays do not fit, or the path cannot be gone with this model.
     """
 
     def __init__(
@@ -99,115 +58,132 @@ class LocalClientWork:
         *,
         threads: int | None = None,
         memory_budget_bytes: int = 256 << 20,
+        path: str = "auto",
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         features, labels, self._offsets = check_population(model, features, labels, offsets)
-        self._dimension = model.dimension
-        self._training = training
-        self._threads = threads or available_cores()
-        self._chunk = max(1, memory_budget_bytes // (_COPIES_OF_A_DELTA * 4 * model.dimension))
-        with tf.device("CPU:0"):
-            self._features, self._labels = tf.constant(features), tf.constant(labels)
+        check_path(path, model, training, np.diff(self._offsets))
+        self._model, self._training, self._path = model, training, path
+        self._device = training_device()
+        self._threads = threads or (1 if self._device.startswith("GPU") else available_cores())
+        room = max(1, memory_budget_bytes // (_COPIES_OF_A_DELTA * 4 * model.dimension))
+        # Whole rounds of the threads, so that none of them waits for the others.
+        self._chunk = room - room % self._threads or room
+        self._data = Data(features, labels, self._offsets, self._device)
         # A graph of its own for every thread, traced when first used.
-        self._graphs = [_client_loop(model, training, self._features.dtype) for _ in range(self._threads)]
+        self._graphs = [updates_graph(model, training, self._data.features.dtype) for _ in range(self._threads)]
+        self._sums: dict[bool, list[SumPath]] = {}
+        self._building = threading.Lock()
 
     def __call__(self, weights: Vector, clients: Sequence[int], seed: Sequence[int]) -> Iterator[ClientUpdates]:
         """Train ``clients`` from ``weights`` ``[d]``; see ``ClientWork``."""
-        if np.shape(weights) != (self._dimension,):
-            raise ValueError(f"the model has {self._dimension} weights, got shape {np.shape(weights)}")
-        start = tf.constant(weights, tf.float32)
+        start, ids = self._start(weights), np.asarray(clients, np.int64)
+        with self._pool() as pool:
+            for first in range(0, len(ids), self._chunk):
+                yield self._updates(pool, start, ids[first : first + self._chunk], seed)
+
+    def clipped_sum(
+        self,
+        weights: Vector,
+        clients: Sequence[int],
+        seed: Sequence[int],
+        clip_norm: float | None,
+        *,
+        exact: bool = False,
+    ) -> ClippedSum:
+        """Train ``clients``, clip and add up inside the graph; see ``ClientWork``."""
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, got {clip_norm}")
+        start, ids = self._start(weights), np.asarray(clients, np.int64)
+        bound = tf.constant(np.inf if clip_norm is None else clip_norm, tf.float64)
+        sizes = self._offsets[ids + 1] - self._offsets[ids]
+        squared, loss_sum, correct = np.zeros((3, len(ids)))
+
+        def add_up(path: SumPath, share: NDArray[np.int64]) -> NDArray[np.float64]:
+            total = np.zeros(self._model.dimension)
+            with tf.device(self._device):
+                for piece in path.pieces(ids[share]):
+                    here = share[piece]
+                    part, squared[here], loss_sum[here], correct[here] = path(start, ids[here], seed, bound)
+                    total += part
+            return total
+
+        # Clients without examples send zeros: nothing to train.
+        shares = [np.flatnonzero(sizes > 0)[part] for part in self._shares(ids[sizes > 0])]
+        with self._pool() as pool:
+            totals = list(pool.map(add_up, self._sum_paths(exact), shares))
+        return ClippedSum(
+            np.sum(totals, axis=0) if totals else np.zeros(self._model.dimension),
+            tuple(ids.tolist()),
+            np.sqrt(squared),
+            np.isfinite(squared),
+            loss_sum,
+            correct,
+            (self._training.epochs * sizes).astype(np.float64),
+        )
+
+    @contextmanager
+    def _pool(self) -> Iterator[ThreadPoolExecutor]:
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="clients")
         try:
-            for first in range(0, len(clients), self._chunk):
-                chunk = [int(client) for client in clients[first : first + self._chunk]]
-                shares = self._shares(chunk)
-                parts = list(
-                    pool.map(self._train, self._graphs, shares, [start] * len(shares), [seed] * len(shares))
-                )
-                yield self._updates(chunk, parts)
+            yield pool
         finally:
             # Nothing is left to wait for, unless the user interrupts, who should not wait for a round of clients.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _shares(self, chunk: list[int]) -> list[list[int]]:
-        """Cut a chunk into consecutive shares of about the same number of examples, one for each thread."""
-        sizes = self._offsets[np.array(chunk) + 1] - self._offsets[chunk]
+    def _start(self, weights: Vector) -> Any:
+        if np.shape(weights) != (self._model.dimension,):
+            raise ValueError(f"the model has {self._model.dimension} weights, got shape {np.shape(weights)}")
+        with tf.device(self._device):
+            return tf.constant(weights, tf.float32)
+
+    def _sum_paths(self, exact: bool) -> list[SumPath]:
+        """One for each thread, made when first needed."""
+        with self._building:
+            if exact not in self._sums:
+                self._sums[exact] = self._build_sum_paths(exact)
+        return self._sums[exact]
+
+    def _build_sum_paths(self, exact: bool) -> list[SumPath]:
+        model, training, data = self._model, self._training, self._data
+        path = self._path
+        if path == "auto" or (exact and path == "ghost"):
+            path = choose_path(model, training, np.diff(self._offsets), exact)
+        if path == "ghost":
+            return [GhostSum(model, training, data) for _ in range(self._threads)]
+        if path == "xla":
+            # Threads may share what XLA compiled.
+            return [CompiledSum(model, training, data, exact)] * self._threads
+        return [LoopSum(model, training, data, exact) for _ in range(self._threads)]
+
+    def _shares(self, clients: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Cut into consecutive shares of about the same number of examples, one for each thread: positions."""
+        sizes = self._offsets[clients + 1] - self._offsets[clients]
         # A client costs something even without examples; the middle of its work decides whose it is.
         work = np.cumsum(sizes + 1) - (sizes + 1) / 2
-        owner = (work * self._threads / (sizes + 1).sum()).astype(int)
-        shares = [[c for c, o in zip(chunk, owner, strict=True) if o == thread] for thread in range(self._threads)]
-        return [share for share in shares if share]
+        owner = (work * self._threads / max(1, (sizes + 1).sum())).astype(int)
+        shares = [np.flatnonzero(owner == thread) for thread in range(self._threads)]
+        return [share for share in shares if len(share)]
 
-    def _train(self, graph: Any, share: list[int], weights: Any, seed: Sequence[int]) -> list[NDArray[Any]]:
-        steps = schedule(self._offsets, share, self._training, seed)
-        results = graph(weights, self._features, self._labels, steps.rows, steps.step_bounds, steps.client_bounds)
-        return [*(result.numpy() for result in results), _examples_seen(steps)]
+    def _updates(
+        self, pool: ThreadPoolExecutor, start: Any, chunk: NDArray[np.int64], seed: Sequence[int]
+    ) -> ClientUpdates:
+        deltas = np.empty((len(chunk), self._model.dimension), np.float32)
+        loss_sum, correct = np.zeros((2, len(chunk)))
+        at_once = 1 if self._model.dimension > _LONG else len(chunk)
 
-    def _updates(self, chunk: list[int], parts: list[list[NDArray[Any]]]) -> ClientUpdates:
-        deltas, loss_sum, correct, seen = (
-            column[0] if len(column) == 1 else np.concatenate(column)
-            for column in (list(column) for column in zip(*parts, strict=True))
-        )
-        examples = self._offsets[np.array(chunk) + 1] - self._offsets[chunk]
-        return ClientUpdates(tuple(chunk), deltas, examples, loss_sum, correct, seen)
+        def train(graph: Any, share: NDArray[np.int64]) -> None:
+            for first in range(0, len(share), at_once):
+                here = share[first : first + at_once]
+                steps = schedule(self._offsets, chunk[here], self._training, seed)
+                arguments = (steps.rows, steps.step_bounds, steps.client_bounds)
+                with tf.device(self._device):
+                    got = graph(start, self._data.features, self._data.labels, *arguments)
+                rows = slice(here[0], here[-1] + 1)
+                deltas[rows], loss_sum[rows], correct[rows] = (result.numpy() for result in got)
 
-
-def _examples_seen(steps: Schedule) -> NDArray[np.float64]:
-    return np.diff(steps.step_bounds[steps.client_bounds]).astype(np.float64)
-
-
-def local_step(
-    model: Model, learning_rate: float, weights: list[Any], x: Any, y: Any
-) -> tuple[list[Any], Any, Any]:
-    """One SGD step on the mean cross-entropy of a batch.
-
-    Returns the new weights, the sum of the losses and the count of right answers, both from before the step.
-    """
-    with tf.GradientTape() as tape:
-        tape.watch(weights)
-        logits = model.logits(weights, x)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
-        loss = tf.reduce_mean(losses)
-    gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    moved = [w - learning_rate * g for w, g in zip(weights, gradients, strict=True)]
-    right = tf.equal(tf.argmax(logits, 1, tf.int32), y)
-    return moved, tf.cast(tf.reduce_sum(losses), tf.float64), tf.reduce_sum(tf.cast(right, tf.float64))
-
-
-def _client_loop(model: Model, training: LocalTraining, feature_dtype: Any) -> Any:
-    """A graph ``(weights, features, labels, *schedule) -> (deltas [k, d], loss sums [k], correct [k])``."""
-
-    def train(weights, features, labels, rows, step_bounds, client_bounds):  # type: ignore[no-untyped-def]  # traced
-        start = model.unflatten(weights)
-        count = tf.size(client_bounds) - 1
-        zero = tf.constant(0.0, tf.float64)
-
-        def step(s, w, loss_sum, correct):  # type: ignore[no-untyped-def]  # traced
-            batch = rows[step_bounds[s] : step_bounds[s + 1]]
-            x, y = as_model_input(tf.gather(features, batch)), tf.gather(labels, batch)
-            w, loss, right = local_step(model, training.learning_rate, w, x, y)
-            return s + 1, w, loss_sum + loss, correct + right
-
-        def client(i, deltas, losses, corrects):  # type: ignore[no-untyped-def]  # traced
-            last = client_bounds[i + 1]
-            _, w, loss_sum, correct = tf.while_loop(
-                lambda s, *_: s < last, step, (client_bounds[i], start, zero, zero), parallel_iterations=1
-            )
-            delta = tf.concat([tf.reshape(b - a, [-1]) for a, b in zip(start, w, strict=True)], 0)
-            return i + 1, deltas.write(i, delta), losses.write(i, loss_sum), corrects.write(i, correct)
-
-        rows_of = [tf.TensorArray(dtype, count) for dtype in (tf.float32, tf.float64, tf.float64)]
-        _, *filled = tf.while_loop(lambda i, *_: i < count, client, (0, *rows_of), parallel_iterations=1)
-        return [array.stack() for array in filled]
-
-    return tf.function(
-        train,
-        input_signature=[
-            tf.TensorSpec([model.dimension], tf.float32),
-            tf.TensorSpec([None, *model.input_shape], feature_dtype),
-            tf.TensorSpec([None], tf.int32),
-            *[tf.TensorSpec([None], tf.int32)] * 3,
-        ],
-        autograph=False,
-    )
+        list(pool.map(train, self._graphs, self._shares(chunk)))
+        examples = self._offsets[chunk + 1] - self._offsets[chunk]
+        seen = (self._training.epochs * examples).astype(np.float64)
+        return ClientUpdates(tuple(chunk.tolist()), deltas, examples, loss_sum, correct, seen)

@@ -17,9 +17,9 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from numpy.typing import NDArray
 
-from privfed.executors.local import as_model_input, check_population
+from privfed.executors.population import as_model_input, check_population
 from privfed.executors.tff_runtime import TffRuntime
-from privfed.federated.client_work import ClientUpdates, LocalTraining, schedule
+from privfed.federated.client_work import ClientUpdates, ClippedSum, LocalTraining, clip_and_sum, schedule
 from privfed.models.functional import Model, Vector
 from privfed.models.tff import to_functional_model
 
@@ -84,6 +84,18 @@ class TffClientWork:
                 np.array([result["correct"] for result in results], np.float64),
                 np.array([len(client["rows"]) for client in work], np.float64),
             )
+
+    def clipped_sum(
+        self,
+        weights: Vector,
+        clients: Sequence[int],
+        seed: Sequence[int],
+        clip_norm: float | None,
+        *,
+        exact: bool = False,
+    ) -> ClippedSum:
+        """Train, clip and add up one by one; see ``ClientWork``."""
+        return clip_and_sum(self(weights, clients, seed), clip_norm, self._dimension)
 
     def _work_of(self, client: int, seed: Sequence[int]) -> collections.OrderedDict[str, NDArray[Any]]:
         """What one client holds: its examples, and the order in which its steps take them."""

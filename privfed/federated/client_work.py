@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from privfed.privacy.clipping import clip_by_l2, l2_norm
+from privfed.privacy.errors import NonFiniteUpdateError
 
 Vector = NDArray[np.float32]
 
@@ -50,15 +54,82 @@ class ClientUpdates:
     seen: NDArray[np.float64]
 
 
+@dataclass(frozen=True, eq=False)
+class ClippedSum:
+    """What a cohort's updates come to when nobody needs single ones.
+
+    Attributes:
+        total: Sum of the clipped updates of all clients whose update is finite, ``[d]``.
+        clients: Identifiers, in the order asked for; the arrays below follow it, ``[clients]``.
+        norms: L2 norm of each update before the clip; not finite where the update is not.
+        finite: Whether the update is finite, and so in the sum.
+        loss_sum: Sum of the training losses over the examples seen, before each step.
+        correct: Examples classified right before their step.
+        seen: Examples seen over all epochs.
+    """
+
+    total: NDArray[np.float64]
+    clients: tuple[int, ...]
+    norms: NDArray[np.float64]
+    finite: NDArray[np.bool_]
+    loss_sum: NDArray[np.float64]
+    correct: NDArray[np.float64]
+    seen: NDArray[np.float64]
+
+
 class ClientWork(Protocol):
-    """Trains clients from the same weights; yields their updates in chunks, in the order given."""
+    """Trains clients from the same weights."""
 
     def __call__(self, weights: Vector, clients: Sequence[int], seed: Sequence[int]) -> Iterator[ClientUpdates]:
-        """Train ``clients`` from ``weights`` ``[d]``.
+        """Train ``clients`` from ``weights`` ``[d]``; yields their updates in chunks, in the order given.
 
         ``seed`` and a client's identifier fix the order of its examples, so every executor trains alike.
         """
         ...
+
+    def clipped_sum(
+        self,
+        weights: Vector,
+        clients: Sequence[int],
+        seed: Sequence[int],
+        clip_norm: float | None,
+        *,
+        exact: bool = False,
+    ) -> ClippedSum:
+        """Train ``clients`` likewise, clip each update to an L2 norm of ``clip_norm``, and add them up.
+
+        Memory does not grow with the cohort. Every contribution to the sum is at most ``clip_norm`` long, rounding
+        included. ``exact`` asks for contributions that are added in float64 one by one, where a faster way would
+        add up some of them in float32 first.
+        """
+        ...
+
+
+def clip_and_sum(chunks: Iterable[ClientUpdates], clip_norm: float | None, dimension: int) -> ClippedSum:
+    """``ClientWork.clipped_sum`` from single updates: for executors without a faster way, and as their oracle."""
+    total = np.zeros(dimension)
+    parts = list[ClientUpdates]()
+    norms = list[float]()
+    for chunk in chunks:
+        for delta in chunk.deltas:
+            try:
+                vector = delta if clip_norm is None else clip_by_l2(delta, clip_norm).vector
+                norms.append(l2_norm(delta))
+            except NonFiniteUpdateError:
+                norms.append(math.nan)
+            if math.isfinite(norms[-1]):
+                total += vector
+        parts.append(replace(chunk, deltas=chunk.deltas[:0]))
+    return ClippedSum(
+        total,
+        tuple(client for part in parts for client in part.clients),
+        np.array(norms, np.float64),
+        np.isfinite(norms),
+        *(
+            np.concatenate([getattr(part, name) for part in parts] or [np.zeros(0)])
+            for name in ("loss_sum", "correct", "seen")
+        ),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,26 +148,53 @@ class Schedule:
 
 
 def schedule(
-    offsets: NDArray[np.int64], clients: Sequence[int], training: LocalTraining, seed: Sequence[int]
+    offsets: NDArray[np.int64],
+    clients: Sequence[int] | NDArray[np.int64],
+    training: LocalTraining,
+    seed: Sequence[int],
 ) -> Schedule:
-    """Lay out the steps of ``clients`` whose examples are the rows ``offsets[c]:offsets[c + 1]``."""
-    rows: list[NDArray[np.int64]] = []
-    lengths: list[NDArray[np.int64]] = []
-    steps = [0]
-    for client in clients:
-        first, last = int(offsets[client]), int(offsets[client + 1])
-        size = last - first
-        whole, rest = divmod(size, training.batch_size)
-        epoch = np.array([training.batch_size] * whole + [rest] * (rest > 0), np.int64)
-        rng = np.random.default_rng([*seed, client]) if training.shuffle else None
-        for _ in range(training.epochs):
-            order = rng.permutation(size) if rng is not None else np.arange(size)
-            rows.append(first + order)
-            lengths.append(epoch)
-        steps.append(steps[-1] + training.epochs * len(epoch))
-    none = [np.zeros(0, np.int64)]
+    """Lay out the steps of ``clients`` whose examples are the rows ``offsets[c]:offsets[c + 1]``.
+
+    A client's order in each epoch follows from ``seed`` and its identifier. Where one step takes all of a client's
+    examples their order means nothing, and it stays the one of the data.
+    """
+    ids = np.asarray(clients, np.int64)
+    first, sizes = offsets[ids], offsets[ids + 1] - offsets[ids]
+    steps = -(-sizes // training.batch_size)
+    # An epoch of a client is a segment of the rows.
+    segment_first, segment_size, segment_steps = (np.repeat(v, training.epochs) for v in (first, sizes, steps))
+    ends = np.cumsum(segment_size)
+    rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(segment_first - ends + segment_size, segment_size)
+    if training.shuffle:
+        _shuffle(rows, ids, ends - segment_size, segment_size, training, seed)
+    lengths = np.full(segment_steps.sum(), training.batch_size)
+    present = segment_steps > 0
+    last_steps = np.cumsum(segment_steps[present]) - 1
+    lengths[last_steps] = (segment_size - (segment_steps - 1) * training.batch_size)[present]
     return Schedule(
-        np.concatenate(rows or none).astype(np.int32),
-        np.concatenate([[0], np.cumsum(np.concatenate(lengths or none))]).astype(np.int32),
-        np.array(steps, np.int32),
+        rows.astype(np.int32),
+        _bounds(lengths),
+        _bounds(steps * training.epochs),
     )
+
+
+def _shuffle(
+    rows: NDArray[np.int64],
+    clients: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    training: LocalTraining,
+    seed: Sequence[int],
+) -> None:
+    """Permute the rows of each segment in place."""
+    for i in np.flatnonzero(sizes[:: training.epochs] > training.batch_size):
+        rng = np.random.default_rng([*seed, int(clients[i])])
+        for segment in range(i * training.epochs, (i + 1) * training.epochs):
+            start, size = starts[segment], sizes[segment]
+            rows[start : start + size] = rows[start] + rng.permutation(size)
+
+
+def _bounds(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+    bounds = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=bounds[1:])
+    return bounds

@@ -1,0 +1,100 @@
+"""Clients one after another in one graph, whatever the model: steps of any length, shapes found at run time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from privfed.executors.accumulate import add_contribution, clip_factor, squared_norm
+from privfed.executors.population import as_model_input
+from privfed.executors.steps import local_step
+from privfed.federated.client_work import LocalTraining
+from privfed.models.functional import Model
+
+
+def updates_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> Any:
+    """``(weights, features, labels, *schedule) -> (deltas [k, d], loss sums [k], correct [k])``."""
+
+    def train(weights, features, labels, rows, step_bounds, client_bounds):  # type: ignore[no-untyped-def]  # traced
+        start = model.unflatten(weights)
+        count = tf.size(client_bounds) - 1
+        steps = _Steps(model, training, features, labels, rows, step_bounds)
+
+        def client(i, deltas, losses, corrects):  # type: ignore[no-untyped-def]  # traced
+            w, loss_sum, correct = steps.run(start, client_bounds[i], client_bounds[i + 1])
+            delta = tf.concat([tf.reshape(b - a, [-1]) for a, b in zip(start, w, strict=True)], 0)
+            return i + 1, deltas.write(i, delta), losses.write(i, loss_sum), corrects.write(i, correct)
+
+        rows_of = [tf.TensorArray(dtype, count) for dtype in (tf.float32, tf.float64, tf.float64)]
+        _, *filled = tf.while_loop(lambda i, *_: i < count, client, (0, *rows_of), parallel_iterations=1)
+        return [array.stack() for array in filled]
+
+    return tf.function(train, input_signature=_signature(model, feature_dtype), autograph=False)
+
+
+def sum_graph(model: Model, training: LocalTraining, feature_dtype: Any, total_dtype: Any) -> Any:
+    """``(weights, features, labels, *schedule, clip norm)`` to the clipped sum and what is known of each client.
+
+    Returns the total ``[d]`` of ``total_dtype``; then squared norms, loss sums and right answers ``[k]``, float64.
+    """
+
+    def train(weights, features, labels, rows, step_bounds, client_bounds, clip_norm):  # type: ignore[no-untyped-def]  # traced
+        start = model.unflatten(weights)
+        count = tf.size(client_bounds) - 1
+        steps = _Steps(model, training, features, labels, rows, step_bounds)
+
+        def client(i, total, *known):  # type: ignore[no-untyped-def]  # traced
+            w, loss_sum, correct = steps.run(start, client_bounds[i], client_bounds[i + 1])
+            update = [b - a for a, b in zip(start, w, strict=True)]
+            squared = squared_norm(update)
+            factor = clip_factor(tf.sqrt(squared), clip_norm, model.dimension)
+            total = add_contribution(total, update, factor, tf.math.is_finite(squared), fused=False)
+            values = (squared, loss_sum, correct)
+            return i + 1, total, *(array.write(i, v) for array, v in zip(known, values, strict=True))
+
+        zeros = [tf.zeros(spec.shape, total_dtype) for spec in model.variables]
+        _, total, *known = tf.while_loop(
+            lambda i, *_: i < count,
+            client,
+            (0, zeros, *(tf.TensorArray(tf.float64, count) for _ in range(3))),
+            parallel_iterations=1,
+        )
+        return [tf.concat([tf.reshape(t, [-1]) for t in total], 0), *(array.stack() for array in known)]
+
+    signature = [*_signature(model, feature_dtype), tf.TensorSpec([], tf.float64)]
+    return tf.function(train, input_signature=signature, autograph=False).get_concrete_function()
+
+
+def _signature(model: Model, feature_dtype: Any) -> list[Any]:
+    return [
+        tf.TensorSpec([model.dimension], tf.float32),
+        tf.TensorSpec([None, *model.input_shape], feature_dtype),
+        tf.TensorSpec([None], tf.int32),
+        *[tf.TensorSpec([None], tf.int32)] * 3,
+    ]
+
+
+class _Steps:
+    """Local training over a span of steps, in a graph that is being traced."""
+
+    def __init__(
+        self, model: Model, training: LocalTraining, features: Any, labels: Any, rows: Any, bounds: Any
+    ) -> None:
+        self._model, self._learning_rate = model, training.learning_rate
+        self._features, self._labels, self._rows, self._bounds = features, labels, rows, bounds
+
+    def run(self, start: list[Any], first: Any, last: Any) -> tuple[list[Any], Any, Any]:
+        """New weights, sum of losses and count of right answers of the steps from ``first`` to ``last``."""
+
+        def step(s, w, loss_sum, correct):  # type: ignore[no-untyped-def]  # traced
+            batch = self._rows[self._bounds[s] : self._bounds[s + 1]]
+            x, y = as_model_input(tf.gather(self._features, batch)), tf.gather(self._labels, batch)
+            w, loss, right = local_step(self._model, self._learning_rate, w, x, y)
+            return s + 1, w, loss_sum + loss, correct + right
+
+        zero = tf.constant(0.0, tf.float64)
+        _, w, loss_sum, correct = tf.while_loop(
+            lambda s, *_: s < last, step, (first, start, zero, zero), parallel_iterations=1
+        )
+        return w, loss_sum, correct

@@ -1,0 +1,180 @@
+"""The ways to a clipped sum on this machine, each with the same call: some clients in, their sum out.
+
+* ``ghost``: one local step on dense layers; no update is ever built;
+* ``xla``: client after client in a compiled graph; dense models, whose small operations it fuses;
+* ``loop``: client after client in a graph; every model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from privfed.executors import ghost
+from privfed.executors.compiled import Batches, CallShape, compiled_sum_graph
+from privfed.executors.dense import dense_widths
+from privfed.executors.loop import sum_graph
+from privfed.federated.client_work import LocalTraining, schedule
+from privfed.models.functional import Model
+
+PATHS = ("auto", "loop", "xla", "ghost")
+
+CLIENTS_IN_FLOAT32 = 32
+"""Contributions of a model that the loop adds up in float32 before they go into the float64 total."""
+
+LEAST_FILLED = 0.5
+"""Share of real examples in filled-up batches below which compiled steps waste what they gain."""
+
+
+class SumPath(Protocol):
+    """One way, for one thread."""
+
+    def pieces(self, clients: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Positions in ``clients`` for one call after another."""
+        ...
+
+    def __call__(
+        self, weights: Any, clients: NDArray[np.int64], seed: Sequence[int], clip_norm: Any
+    ) -> list[NDArray[Any]]:
+        """Total ``[d]``, and squared norms, loss sums and counts of right answers ``[clients]``."""
+        ...
+
+
+def choose_path(model: Model, training: LocalTraining, sizes: NDArray[np.int64], exact: bool) -> str:
+    """The fastest way, by the structure of model and population alone: the same on every machine and every day."""
+    widths = dense_widths(model)
+    if widths is None:
+        return "loop"
+    if not exact and ghost.worth_it(sizes, training, widths):
+        return "ghost"
+    shape = CallShape.for_population(sizes, training)
+    filled = sizes.sum() / max(1, shape.batch * (-(-sizes // shape.batch)).sum())
+    return "xla" if filled >= LEAST_FILLED else "loop"
+
+
+def check_path(path: str, model: Model, training: LocalTraining, sizes: NDArray[np.int64]) -> None:
+    """Refuse a way that does not exist or cannot be gone.
+
+    Raises:
+        ValueError: In words.
+    """
+    if path not in PATHS:
+        raise ValueError(f"path must be one of {', '.join(PATHS)}, got {path!r}")
+    if path == "ghost":
+        if training.epochs != 1 or sizes.max(initial=0) > training.batch_size:
+            raise ValueError("path 'ghost' needs clients that take one local step: 1 epoch of a single batch")
+        if dense_widths(model) is None:
+            raise ValueError(f"path 'ghost' needs a model of dense layers alone, {model.name} is not")
+
+
+class Data:
+    """The packed population where TensorFlow has it.
+
+    Attributes:
+        features: ``[n, *input_shape]``.
+        labels: ``[n]``, int32.
+        offsets: ``[clients + 1]``, in memory of NumPy.
+    """
+
+    def __init__(
+        self, features: NDArray[Any], labels: NDArray[np.int32], offsets: NDArray[np.int64], device: str
+    ) -> None:
+        with tf.device(device):
+            self.features, self.labels = tf.constant(features), tf.constant(labels)
+        self.offsets = offsets
+
+
+class LoopSum:
+    """Path ``loop``."""
+
+    def __init__(self, model: Model, training: LocalTraining, data: Data, exact: bool) -> None:
+        self._training, self._data = training, data
+        self._graph = sum_graph(model, training, data.features.dtype, tf.float64 if exact else tf.float32)
+
+    def pieces(self, clients: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """As ``SumPath``."""
+        for first in range(0, len(clients), CLIENTS_IN_FLOAT32):
+            yield np.arange(first, min(first + CLIENTS_IN_FLOAT32, len(clients)))
+
+    def __call__(
+        self, weights: Any, clients: NDArray[np.int64], seed: Sequence[int], clip_norm: Any
+    ) -> list[NDArray[Any]]:
+        """As ``SumPath``."""
+        data, steps = self._data, schedule(self._data.offsets, clients, self._training, seed)
+        got = self._graph(
+            weights,
+            data.features,
+            data.labels,
+            steps.rows,
+            steps.step_bounds,
+            steps.client_bounds,
+            clip_norm,
+        )
+        return [value.numpy() for value in got]
+
+
+class CompiledSum:
+    """Path ``xla``."""
+
+    def __init__(self, model: Model, training: LocalTraining, data: Data, exact: bool) -> None:
+        self._training, self._data = training, data
+        self._shape = CallShape.for_population(np.diff(data.offsets), training)
+        dtype = tf.float64 if exact else tf.float32
+        self._graph = compiled_sum_graph(model, training, self._shape, data.features, data.labels, dtype)
+
+    def pieces(self, clients: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """As ``SumPath``."""
+        sizes = self._data.offsets[clients + 1] - self._data.offsets[clients]
+        steps = self._training.epochs * -(-sizes // self._shape.batch)
+        first, used = 0, 0
+        for i, need in enumerate(steps):
+            if used + need > self._shape.steps:
+                yield np.arange(first, i)
+                first, used = i, 0
+            used += need
+        if first < len(clients):
+            yield np.arange(first, len(clients))
+
+    def __call__(
+        self, weights: Any, clients: NDArray[np.int64], seed: Sequence[int], clip_norm: Any
+    ) -> list[NDArray[Any]]:
+        """As ``SumPath``."""
+        data = self._data
+        steps = Batches.of(schedule(data.offsets, clients, self._training, seed), self._shape)
+        total, *known = self._graph(
+            weights,
+            data.features,
+            data.labels,
+            steps.rows,
+            steps.real,
+            steps.client_bounds,
+            steps.clients,
+            clip_norm,
+        )
+        return [total.numpy(), *(value.numpy()[: len(clients)] for value in known)]
+
+
+class GhostSum:
+    """Path ``ghost``."""
+
+    def __init__(self, model: Model, training: LocalTraining, data: Data) -> None:
+        self._training, self._data = training, data
+        self._graph = ghost.ghost_graph(model, training, data.features.dtype)
+
+    def pieces(self, clients: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """As ``SumPath``."""
+        yield from ghost.blocks(self._data.offsets[clients + 1] - self._data.offsets[clients])
+
+    def __call__(
+        self, weights: Any, clients: NDArray[np.int64], seed: Sequence[int], clip_norm: Any
+    ) -> list[NDArray[Any]]:
+        """As ``SumPath``."""
+        data = self._data
+        sizes = (data.offsets[clients + 1] - data.offsets[clients]).astype(np.int32)
+        steps = schedule(data.offsets, clients, self._training, seed)
+        got = self._graph(weights, data.features, data.labels, steps.rows, sizes, ghost.places(sizes), clip_norm)
+        return [value.numpy() for value in got]
