@@ -11,11 +11,17 @@ from collections.abc import Callable
 from attacks.base import Attack, NotInvertible, Reconstruction, ThreatModel, attempt
 from attacks.dense_layer import DenseLayer
 from attacks.gradient_matching import GradientMatching
+from attacks.label_counts import infer_label_counts
+from attacks.labels import infer_labels
+from attacks.recursive_analytic import RecursiveAnalytic
 from attacks.runner import AttackOutcome, run_attacks
 from attacks.scoring import Scores
+from attacks.sparse_decomposition import SparseDecomposition
 
 ATTACKS: dict[str, Callable[[int], Attack]] = {
     "dense_layer": lambda iterations: DenseLayer(),
+    "sparse_decomposition": lambda iterations: SparseDecomposition(),
+    "recursive_analytic": lambda iterations: RecursiveAnalytic(),
     "gradient_matching": lambda iterations: GradientMatching(iterations),
 }
 """From an attack's name to its builder: ``iterations -> Attack``, for those that search within a budget."""
@@ -44,9 +50,13 @@ __all__ = [
     "GradientMatching",
     "NotInvertible",
     "Reconstruction",
+    "RecursiveAnalytic",
     "Scores",
+    "SparseDecomposition",
     "ThreatModel",
     "attempt",
     "create",
+    "infer_label_counts",
+    "infer_labels",
     "run_attacks",
 ]

@@ -1,4 +1,4 @@
-"""Recognise a chain of convolutions and a dense layer in a model whose inside is unknown, by trying what it could be."""
+"""Recognise convolutions and a dense layer in a model whose inside is unknown, by trying what it could be."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def find_chain(model: Model) -> Chain | None:
 def _geometries(
     shape: tuple[int, ...], kernels: list[tuple[int, ...]], features: int
 ) -> list[tuple[Convolution, ...]]:
-    partial: list[tuple[tuple[Convolution, ...], tuple[int, ...]]] = [((), shape)]
+    partial: list[tuple[tuple[Convolution, ...], tuple[int, int, int]]]
+    partial = [((), (shape[0], shape[1], shape[2]))]
     for height, width, channels, filters in kernels:
         longer = []
         for chain, (h, w, c) in partial:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from attacks.base import Guess, Images, NotInvertible, ThreatModel
 from attacks.gradient import estimate_gradient
 from attacks.labels import infer_labels
+from attacks.pixels import snap
 from privfed.transcript import Observer, View
 
 RANK_ONE = 1e-3
@@ -39,7 +40,7 @@ class DenseLayer:
     name: ClassVar[str] = "dense_layer"
     threat: ClassVar[ThreatModel] = ThreatModel(
         observers=tuple(Observer),
-        knowledge=("the model's structure",),
+        knowledge=("the model's structure", "that pixels may have been bytes"),
         assumptions=(
             "the first layer is dense, with a bias, on the raw input",
             "one example for an exact answer; of more, those that have a unit of the layer to themselves",
@@ -64,7 +65,7 @@ class DenseLayer:
                 labels = infer_labels(gradient[model.output_bias], 1)
         else:
             found = _plausible(_ratios(kernel, bias, image), self.candidates)
-        images = np.clip(found, 0, 1).reshape(-1, *model.input_shape)
+        images = snap(found).reshape(-1, *model.input_shape)
         return Guess(images, labels, residual, evaluations=0)
 
 

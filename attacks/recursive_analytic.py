@@ -56,9 +56,9 @@ class RecursiveAnalytic:
         chain = find_chain(model)
         if chain is None:
             raise NotInvertible(
-                f"model {model.name} is no chain of convolutions and a dense layer with sigmoid or tanh between them"
+                f"model {model.name} is no chain of convolutions and a dense layer with sigmoid or tanh between"
             )
-        weights = [np.asarray(w, np.float64) for w in model.unflatten(np.asarray(observation.weights, np.float64))]
+        weights = model.unflatten(np.asarray(observation.weights, np.float64))
         estimate = estimate_gradient(observation, view.plan)
         features, error, label = _last_layer(model, weights, model.unflatten(estimate.vector))
         # Clipping and unknown learning rates leave a positive factor open; the last layer has told it.
@@ -82,7 +82,7 @@ def _last_layer(model: Model, weights: list[Matrix], gradient: list[Matrix]) -> 
     rest = float(np.linalg.norm(kernel - np.outer(features, bias)) / np.linalg.norm(kernel))
     if rest > ONE_EXAMPLE:
         raise NotInvertible(
-            f"{rest:.0%} of the last layer's gradient is not that of one example: there are several, steps or noise"
+            f"{rest:.0%} of the last layer's gradient is not one example's: there are several, or steps, or noise"
         )
     label = int(bias.argmin())
     logits = features @ weights[-2] + weights[-1]
@@ -138,7 +138,7 @@ def _layer_input(
         outputs: What the kernel makes of the input, ``[output positions, filters]``.
         trust: Weight of each of these equations, at most 1.
         delta: The loss's gradient by the outputs.
-        target: The loss's gradient by the kernel, which is the input times ``delta``: ``[taps, channels, filters]``.
+        target: The loss's gradient by the kernel, the input times ``delta``: ``[taps, channels, filters]``.
     """
     output, tap, source = taps
     places, channels = layer.inputs[0] * layer.inputs[1], layer.inputs[2]
@@ -153,13 +153,14 @@ def _layer_input(
     size = float(np.abs(backward).max())
     backward = backward / (size or 1.0)
     aim = target.transpose(0, 2, 1).reshape(-1, channels) / (size or 1.0)
-    normal = rows.T @ rows
+    normal: Matrix = np.asarray(rows.T @ rows, np.float64)
     blocks = normal.reshape(places, channels, places, channels)
     shared = backward.T @ backward
     for c in range(channels):
-        blocks[:, c, :, c] += shared
+        blocks[:, c, :, c] = blocks[:, c, :, c] + shared
     right = rows.T @ (outputs * trust).reshape(-1) + (backward.T @ aim).reshape(-1)
-    normal[np.diag_indices_from(normal)] += RIDGE * float(normal.diagonal().max())
+    ridge = RIDGE * float(normal.diagonal().max())
+    normal[np.diag_indices_from(normal)] = normal.diagonal() + ridge
     factor = scipy.linalg.cho_factor(normal, overwrite_a=True, check_finite=False)
     return np.asarray(scipy.linalg.cho_solve(factor, right, check_finite=False)).reshape(places, channels)
 

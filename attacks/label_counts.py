@@ -1,0 +1,132 @@
+"""How often each label occurs behind one gradient of known scale, from the last dense layer and made-up inputs.
+
+For softmax cross-entropy the gradient of the last bias is ``p̄ − n/B``: mean probabilities less the labels' shares.
+So the counts are exact once ``p̄`` is known to within half an example. iLRG (Ma et al., ICLR 2023, section
+3) takes it from the features that the ratio of the layer's weight and bias gradients stands for, which
+fails where a class is as frequent as it is probable and both gradients vanish; an attacker without data can also
+take it from made-up inputs. Here the two are averaged by how far each is to be trusted, and each class gets
+features of its own. All of it happens in the space of the logits, so the model may be opaque but for its end.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from privfed.models.functional import Model
+
+Array = NDArray[np.float64]
+
+NOISE_LEVELS = (0.4, 0.6, 0.8, 1.0)
+SHAPE_LEVELS = (0.2, 0.35, 0.5, 0.7, 0.9)
+"""Brightness of the made-up inputs: even noise, and smooth shapes on black."""
+OF_EACH = 32
+"""Made-up inputs at one level."""
+ROUNDS = 3
+"""Times that probabilities and counts are taken from each other."""
+DROPPED = 1e-3
+"""Directions with less than this share of the largest singular value say nothing about a class's features."""
+
+
+def infer_label_counts(model: Model, weights: NDArray[Any], gradient: NDArray[np.float64], count: int) -> Array:
+    """The number of examples of each class, ``[classes]`` whole numbers that add up to ``count``.
+
+    Args:
+        model: Whose last two variables are the kernel ``[features, classes]`` and bias of a dense layer.
+        weights: At which the gradient was taken, ``[d]``.
+        gradient: The mean gradient over the examples at its own scale, ``[d]``: of a single step.
+        count: How many examples, at least 1.
+
+    Raises:
+        ValueError: The count is below 1, or the model has no dense layer at its end.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}: at least one label has to be asked for")
+    if not ends_dense(model):
+        raise ValueError(f"model {model.name} does not end with a dense layer and its bias: its labels are hidden")
+    kernel, bias = (np.asarray(w, np.float64) for w in model.unflatten(np.asarray(weights))[-2:])
+    kernel_gradient, error = (np.asarray(g, np.float64) for g in model.unflatten(gradient)[-2:])
+    if not error.any():
+        raise ValueError("the gradient of the last layer's bias is zero: it says nothing about labels")
+    # [classes, classes]: column c is the mean over the examples of (logits − bias) · (p_c − y_c).
+    product = kernel.T @ kernel_gradient
+    logits = _mean_logits(product, error, bias, _made_up_logits(model, weights))
+    counts = _rounded((_softmax(logits) - error) * count, count)
+    probabilities = np.tile(_softmax(logits), (model.classes, 1))
+    rest = product - np.outer(logits - bias, error)
+    for _ in range(ROUNDS):
+        root = np.sqrt(counts / count)
+        effect = root[:, None] * (probabilities - np.eye(model.classes))
+        shift = np.linalg.pinv(effect, rcond=DROPPED).T @ rest.T
+        own = np.where(counts[:, None] > 0, shift / np.maximum(root, 1e-9)[:, None], 0.0)
+        probabilities = _softmax(logits + own)
+        counts = _rounded(((counts / count) @ probabilities - error) * count, count)
+    return counts
+
+
+def ends_dense(model: Model) -> bool:
+    """Whether the last two variables are the kernel and bias of a dense layer that gives the logits."""
+    last = len(model.variables) - 1
+    if model.output_bias != last or last < 1:
+        return False
+    shape = model.variables[last - 1].shape
+    return len(shape) == 2 and shape[1] == model.classes
+
+
+def _mean_logits(product: Array, error: Array, bias: Array, made_up: Array) -> Array:
+    """The mean logits behind the gradient: its own estimate and that of made-up inputs, by their variances."""
+    power = float(error @ error)
+    own = product @ error / power
+    variance = float(np.sum((product - np.outer(own, error)) ** 2)) / max(1, product.size - len(error)) / power
+    own, prior = own + bias, made_up.mean(axis=0)
+    apart = float(np.mean((own - prior) ** 2))
+    prior_variance = max(apart - variance, 1e-3 * apart)
+    share = prior_variance / max(prior_variance + variance, 1e-300)
+    return np.asarray(share * own + (1 - share) * prior)
+
+
+def _rounded(shares: Array, count: int) -> Array:
+    """Whole numbers that add up to ``count``, as near to ``shares`` as can be."""
+    counts = np.floor(np.maximum(shares, 0))
+    while counts.sum() < count:
+        counts[np.argmax(shares - counts)] += 1
+    while counts.sum() > count:
+        counts[np.argmin(np.where(counts > 0, shares - counts, np.inf))] -= 1
+    return np.asarray(counts)
+
+
+def _softmax(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _made_up_logits(model: Model, weights: NDArray[Any]) -> Array:
+    import tensorflow as tf
+
+    variables = [tf.constant(np.asarray(part, np.float32)) for part in model.unflatten(np.asarray(weights))]
+    return np.asarray(model.logits(variables, tf.constant(made_up_inputs(model.input_shape))).numpy(), np.float64)
+
+
+@lru_cache(maxsize=8)
+def made_up_inputs(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Inputs ``[k, *shape]`` in [0, 1]: noise of several brightnesses, and for images smooth shapes on black."""
+    rng = np.random.default_rng(0x11)
+    noise = rng.random((OF_EACH, *shape))
+    found = [level * noise for level in NOISE_LEVELS]
+    if len(shape) >= 2:
+        height, width = (np.abs(np.linspace(-1, 1, n)) for n in shape[:2])
+        sizes = rng.uniform(0.3, 1, (OF_EACH, 2))
+        tall, wide = (part[:, None, None] for part in sizes.T)
+        inside = (height[None, :, None] < tall) & (width[None, None, :] < wide)
+        inside = inside.reshape(*inside.shape, *[1] * (len(shape) - 2))
+        blur = (0, shape[0] / 9, shape[1] / 9, *[0] * (len(shape) - 2))
+        smooth = ndimage.gaussian_filter(rng.normal(size=(OF_EACH, *shape)), blur)
+        texture = 1 + 0.3 * smooth / max(float(smooth.std()), 1e-12)
+        found += [np.clip(level * inside * texture, 0, 1) for level in SHAPE_LEVELS]
+    inputs: NDArray[np.float32] = np.concatenate(found).astype(np.float32)
+    inputs.setflags(write=False)
+    return inputs
