@@ -15,11 +15,11 @@ Active. The server chooses who "vanished" after it knows the ring, and may tell 
 that reveals anything has its mask key revealed: ``t − c`` of its honest holders signed that it survives.
 (b) Let T be honest clients whose sum the server learns, and no sum of some of them. The mask that one of T has
 with an honest client outside is known only if that one's mask key came out. Whoever revealed a seed of T was shown
-that its own mask is in the owner's vector (the inclusion token), and its mask key did not come out, so it is itself
-in T, or corrupt: every client of T has ``t − c`` of T, itself included, among its holders. If the k/2 places on one
-side of it had none of T, those who revealed its seed would be at most ``k/2 + 1 + c'``, with c' the corrupt in
-these places: too few when ``t > k/2 + 1 + c'``. So T goes all around the ring without a gap above k/2, and has
-``t − c`` members in each of ``2n // 3k`` neighbourhoods that do not meet.
+that its own mask is in the owner's vector (the inclusion token), and its mask key did not come out, so it is
+itself in T, or corrupt: every client of T has ``t − c`` of T, itself included, among its holders. If the k/2
+places on one side of it had none of T, those who revealed its seed would be at most ``k/2 + 1 + c'``, with c' the
+corrupt in these places: too few when ``t > k/2 + 1 + c'``. So T goes all around the ring without a gap above k/2,
+and has ``t − c`` members in each of ``2n // 3k`` neighbourhoods that do not meet.
 (c) No client is in two such sums. Views with different rosters or models do not mix: all keys are bound to them.
 The order of the ring is drawn from a hash of all advertisements, so the server can draw again by changing its
 colluders' keys: whatever may fail is counted ``2**grinding_bits`` times.

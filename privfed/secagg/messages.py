@@ -110,7 +110,7 @@ class ConsistencySignature:
 class UnmaskRequest:
     """Server to every client that signed the list: the signatures of its neighbours on the same list.
 
-    ``included`` has the tokens of all its surviving neighbours: the mask that it shares with each is in its vector.
+    ``included`` has the tokens of all its surviving neighbours: the mask it shares with each is in its vector.
     """
 
     recipient: int
