@@ -119,7 +119,7 @@ def test_whatever_sum_is_learned_goes_all_around_the_ring() -> None:
     and no fewer members than promised; with a threshold of one less that is not so.
     """
     checked = below = 0
-    for n, k in ((7, 4), (8, 4), (9, 4), (12, 4), (9, 6)):
+    for n, k in ((7, 4), (8, 4), (9, 4), (10, 4), (9, 6)):
         near = [[(i + s) % n for s in range(-k // 2, k // 2 + 1)] for i in range(n)]
         for corrupt in [set(c) for r in range(3) for c in itertools.combinations(range(n), r)]:
             sides = (range(1, k // 2 + 1), range(-k // 2, 0))
@@ -139,14 +139,14 @@ def test_whatever_sum_is_learned_goes_all_around_the_ring() -> None:
                     assert len(members) >= (safe - around) * (2 * n // (3 * k))
                 elif helpers == safe - 1 and not wraps:
                     below += 1
-    assert checked > 100_000
+    assert checked > 30_000
     assert below > 0
 
 
 @pytest.mark.parametrize("over_wire", [False, True])
 def test_a_round_on_a_sparse_graph_is_exact(over_wire: bool) -> None:
     rng = np.random.default_rng(8)
-    inputs = {i: rng.integers(0, 2**32, 9, dtype=np.uint32) for i in range(0, 180, 3)}
+    inputs = {i: rng.integers(0, 2**32, 9, dtype=np.uint32) for i in range(0, 123, 3)}
     gone = {
         0: None,
         30: Stage.ADVERTISE_KEYS,
