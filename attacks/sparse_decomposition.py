@@ -26,6 +26,8 @@ CERTAIN = 0.01
 """A share of contradictions this small, and all pixels bytes, are no accident: one with wrong parts has many."""
 PATIENCE = 15
 """Rounds in which a decomposition with some contradictions, or without bytes, may be bettered."""
+FAR = 1e3
+"""Updates this many times as large as the weights are not added to them."""
 PLAUSIBLE = 0.1
 """A share of contradictions that is still taken for an answer when the search has run its rounds."""
 
@@ -79,7 +81,9 @@ class SparseDecomposition:
 
     def _search(self, observation: Observation, model: Model, factors: Factors, rng: np.random.Generator) -> Split:
         start = np.asarray(observation.weights, np.float64)
-        end = start + observation.vector / max(observation.contributors, 1e-300)
+        step = observation.vector / max(observation.contributors, 1e-300)
+        # A vector that dwarfs the model is no sum of updates in their own units: it leads nowhere.
+        end = start + step if np.abs(step).max() < FAR * max(float(np.abs(start).max()), 1.0) else start
         search = Search(factors, np.vstack(_layer(model, start)), np.vstack(_layer(model, end)))
         if factors.rank > 1 and search.hopeless:
             raise NotInvertible(

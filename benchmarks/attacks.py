@@ -1,0 +1,234 @@
+"""Success rates of the attacks on held-out Fashion-MNIST images, one row of the table by one command.
+
+    python benchmarks/attacks.py --row sparse-decomposition-8 --json
+
+Every target is drawn from the test images, which no model here was trained on, and the weight draws are gone
+through in turn. Clients compute in single precision, as the executors do: an update is the difference of two
+float32 models. Seconds are those of the attack alone, after one attack that traces and caches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+DATA = Path("/usr/share/datasets/fashion-mnist")
+DRAWS = 5
+LEARNING_RATE = 0.1
+EXACT = 1e-8
+"""Mean squared error below which a reconstruction is exact."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting.
+
+    Attributes:
+        attack: A key of ``attacks.ATTACKS``, or ``labels``.
+        model: A key of the zoo.
+        options: Of the model's builder.
+        batch: Examples behind an observation.
+        psnr: Every image of a batch must reach so many dB for a success.
+        rate: Share of targets that must succeed.
+        seconds: Median that must not be exceeded; ``None`` when only the rate counts.
+        epochs: Local, each of one pass over the client's examples.
+        step: Examples in a local step; all of the client's by default.
+        clients: In the sum; the batch is divided among them.
+        partial: Of labels: whether the share of labels that are right counts, and not only whole multisets.
+        targets: When nothing else is asked for.
+    """
+
+    attack: str
+    model: str
+    options: dict[str, Any]
+    batch: int
+    psnr: float
+    rate: float
+    seconds: float | None
+    epochs: int = 1
+    step: int | None = None
+    clients: int = 1
+    partial: bool = False
+    targets: int = 100
+
+
+MLP, WIDE = {"hidden": (200,)}, {"hidden": (1000,)}
+ROWS = {
+    "dense-layer": Row("dense_layer", "mlp", MLP, 1, 140, 1.0, 0.05),
+    "sparse-decomposition-1": Row("sparse_decomposition", "mlp", MLP, 1, 140, 1.0, 0.5),
+    "sparse-decomposition-2": Row("sparse_decomposition", "mlp", MLP, 2, 140, 1.0, 0.5),
+    "sparse-decomposition-4": Row("sparse_decomposition", "mlp", MLP, 4, 140, 1.0, 0.5),
+    "sparse-decomposition-8": Row("sparse_decomposition", "mlp", MLP, 8, 140, 1.0, 0.5),
+    "sparse-decomposition-16": Row("sparse_decomposition", "mlp", WIDE, 16, 80, 0.95, 5.0, targets=50),
+    "sparse-decomposition-24": Row("sparse_decomposition", "mlp", WIDE, 24, 80, 0.0, None, targets=50),
+    "sparse-decomposition-32": Row("sparse_decomposition", "mlp", WIDE, 32, 80, 0.0, None, targets=20),
+    "sparse-decomposition-epochs": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, epochs=10),
+    "sparse-decomposition-steps": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, epochs=10, step=2),
+    "sparse-decomposition-sum": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, clients=4),
+    "sparse-decomposition-sum-8": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, clients=8),
+    "recursive-analytic": Row("recursive_analytic", "lenet", {}, 1, 100, 1.0, 0.3),
+    "labels-lenet-1": Row("labels", "lenet", {}, 1, 0, 1.0, None),
+    "labels-lenet-8": Row("labels", "lenet", {}, 8, 0, 1.0, None),
+    "labels-lenet-32": Row("labels", "lenet", {}, 32, 0, 1.0, None),
+    "labels-mlp-8": Row("labels", "mlp", MLP, 8, 0, 0.95, None, partial=True),
+    "labels-mlp-32": Row("labels", "mlp", MLP, 32, 0, 0.95, None, partial=True),
+}
+
+
+def images(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The test split: ``[10000, 28, 28, 1]`` and ``[10000]``."""
+    with gzip.open(folder / "t10k-images-idx3-ubyte.gz") as file:
+        pixels = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28, 1)
+    with gzip.open(folder / "t10k-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read(), np.uint8, offset=8).astype(np.int64)
+    return pixels, labels
+
+
+def local_update(row: Row, model: Any, start: NDArray[np.float32], x: Any, y: Any) -> NDArray[np.float64]:
+    """One client's local SGD in single precision: new weights less old."""
+    import tensorflow as tf
+
+    from privfed.models.functional import cross_entropy
+
+    weights, step = start.copy(), row.step or len(x)
+    for _ in range(row.epochs):
+        for first in range(0, len(x), step):
+            variables = [tf.constant(part) for part in model.unflatten(weights)]
+            with tf.GradientTape() as tape:
+                tape.watch(variables)
+                batch = slice(first, first + step)
+                loss = cross_entropy(model.logits(variables, tf.constant(x[batch])), tf.constant(y[batch]))
+            gradient = model.flatten([part.numpy() for part in tape.gradient(loss, variables)])
+            weights = weights - np.float32(LEARNING_RATE) * gradient
+    return (weights - start).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One target: whether it succeeded, the lowest PSNR of its images, and the attack's seconds."""
+
+    success: float
+    psnr: float
+    seconds: float
+    failure: str | None = None
+    residual: float = float("nan")
+
+
+def attack_images(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int) -> Outcome:
+    from attacks import attempt, create
+    from attacks.scoring import score
+    from privfed.transcript import Kind, Observation, Observer, Plan, View
+
+    plan = Plan(LEARNING_RATE, row.epochs, row.step or row.batch, 1.0, None, 0.0, None, "off")
+    inputs = x.astype(np.float32) / np.float32(255)
+    shares = [slice(i, None, row.clients) for i in range(row.clients)]
+    vector = sum(local_update(row, model, weights, inputs[s], y[s]) for s in shares)
+    kind = Kind.SUM if row.clients > 1 else Kind.CLIENT_UPDATE
+    seen = Observation(1, kind, weights, np.asarray(vector), float(row.clients), ())
+    found = attempt(
+        create(row.attack), View(Observer.SERVER, plan, model, (seen,)), 0, np.random.default_rng(seed)
+    )
+    if found.failure is not None:
+        return Outcome(0.0, 0.0, found.seconds, found.failure)
+    scores = score(found.images, found.labels, x / 255, y)
+    lowest = min(s.psnr for s in scores) if len(scores) == row.batch else 0.0
+    return Outcome(float(lowest >= row.psnr), lowest, found.seconds, None, found.residual)
+
+
+def attack_labels(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int) -> Outcome:
+    import time
+
+    from attacks import infer_label_counts
+
+    update = local_update(row, model, weights, x.astype(np.float32) / np.float32(255), y)
+    start = time.perf_counter()
+    counts = infer_label_counts(model, weights, -update / LEARNING_RATE, row.batch)
+    seconds = time.perf_counter() - start
+    right = float(np.minimum(counts, np.bincount(y, minlength=model.classes)).sum()) / row.batch
+    return Outcome(right if row.partial else float(right == 1), float("nan"), seconds)
+
+
+def run(row: Row, targets: int, data: Path, progress: bool) -> dict[str, Any]:
+    from privfed.models.zoo import ZOO
+
+    pixels, labels = images(data)
+    model = ZOO[row.model]((28, 28, 1), 10, **row.options)
+    chosen = np.random.default_rng(0x5EED).permuted(np.arange(len(labels)))
+    attack: Callable[..., Outcome] = attack_labels if row.attack == "labels" else attack_images
+    outcomes: list[Outcome] = []
+    for target in range(-1, targets):
+        # The one before the first is for tracing alone.
+        picked = np.take(chosen, np.arange(row.batch) + max(target, 0) * row.batch, mode="wrap")
+        weights = model.initial_vector(max(target, 0) % DRAWS)
+        outcome = attack(row, model, weights, pixels[picked], labels[picked], target + 1)
+        if target >= 0:
+            outcomes.append(outcome)
+        if progress:
+            print(f"\r{target + 1} of {targets}", end="", file=sys.stderr, flush=True)
+    if progress:
+        print(file=sys.stderr)
+    return figures(row, outcomes)
+
+
+def figures(row: Row, outcomes: list[Outcome]) -> dict[str, Any]:
+    rate = statistics.fmean(o.success for o in outcomes)
+    seconds = statistics.median(o.seconds for o in outcomes)
+    psnr = [o.psnr for o in outcomes if o.psnr == o.psnr]
+    failures: dict[str, int] = {}
+    for outcome in outcomes:
+        if outcome.failure:
+            failures[outcome.failure] = failures.get(outcome.failure, 0) + 1
+    return {
+        **asdict(row),
+        "targets": len(outcomes),
+        "draws": min(DRAWS, len(outcomes)),
+        "success_rate": rate,
+        "psnr_median": statistics.median(psnr) if psnr else None,
+        "psnr_lowest": min(psnr) if psnr else None,
+        "seconds_median": seconds,
+        "seconds_longest": max(o.seconds for o in outcomes),
+        "failures": failures,
+        "required": {"psnr": row.psnr, "success_rate": row.rate, "seconds_median": row.seconds},
+        "reached": rate >= row.rate and (row.seconds is None or seconds <= row.seconds),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", choices=[*ROWS, "all"], required=True)
+    parser.add_argument("--targets", type=int, help="Observations attacked; the row's own number by default.")
+    parser.add_argument("--data", type=Path, default=DATA, help="Folder with the idx files of Fashion-MNIST.")
+    parser.add_argument("--json", action="store_true", help="Print figures as JSON alone.")
+    arguments = parser.parse_args()
+    if arguments.targets is not None and arguments.targets < 1:
+        parser.error("--targets must be at least 1")
+    if not (arguments.data / "t10k-images-idx3-ubyte.gz").is_file():
+        parser.error(f"--data {arguments.data}: t10k-images-idx3-ubyte.gz is not there")
+    results = {}
+    for name in ROWS if arguments.row == "all" else [arguments.row]:
+        row = ROWS[name]
+        result = {"row": name, **run(row, arguments.targets or row.targets, arguments.data, not arguments.json)}
+        results[name] = result
+        if not arguments.json:
+            print(
+                f"{name}: {result['success_rate']:.1%} of {result['targets']}, median PSNR {result['psnr_median']}, "
+                f"{result['seconds_median']:.3f} s {'' if result['reached'] else 'NOT REACHED'} {result['failures']}"
+            )
+    if arguments.json:
+        print(json.dumps(results if arguments.row == "all" else results[arguments.row], indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The rows of ``benchmarks/attacks.py`` at reduced size, by the command itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "attacks.py"
+DATA = Path("/usr/share/datasets/fashion-mnist")
+ROWS = {
+    "dense-layer": (20, 1.0, 140),
+    "sparse-decomposition-4": (20, 1.0, 140),
+    "sparse-decomposition-8": (20, 1.0, 140),
+    "sparse-decomposition-16": (10, 0.9, 140),
+    "sparse-decomposition-epochs": (20, 0.9, 140),
+    "sparse-decomposition-sum": (20, 0.95, 140),
+    "recursive-analytic": (20, 1.0, 100),
+    "labels-lenet-32": (20, 0.95, None),
+    "labels-mlp-32": (20, 0.95, None),
+}
+"""Targets, the least success rate, and the least median PSNR. Seconds depend on the machine: not tested here."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="Fashion-MNIST is not on this machine")
+@pytest.mark.parametrize("row", sorted(ROWS))
+def test_row(row):
+    targets, rate, psnr = ROWS[row]
+    command = [sys.executable, str(SCRIPT), "--row", row, "--targets", str(targets), "--data", str(DATA), "--json"]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert result["targets"] == targets
+    assert result["draws"] == 5
+    assert result["success_rate"] >= rate
+    if psnr is not None:
+        assert result["psnr_median"] >= psnr
+
+
+def test_an_unknown_row_is_refused_with_the_choices():
+    done = subprocess.run([sys.executable, str(SCRIPT), "--row", "magic"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "dense-layer" in done.stderr
