@@ -16,7 +16,7 @@ from privfed.executors.loop import updates_graph
 from privfed.executors.population import check_population
 from privfed.executors.sums import CompiledSum, Data, GhostSum, LoopSum, SumPath, check_path, choose_path
 from privfed.executors.threads import available_cores, configure_threads, training_device
-from privfed.federated.client_work import ClientUpdates, ClippedSum, LocalTraining, schedule
+from privfed.federated.client_work import ClientUpdates, ClientWork, ClippedSum, LocalTraining, schedule
 from privfed.models.functional import Model, Vector
 
 __all__ = ["LocalClientWork", "available_cores", "configure_threads"]
@@ -28,7 +28,7 @@ _LONG = 1 << 16
 """Updates longer than this leave the graph one by one: stacking them would copy them once more."""
 
 
-class LocalClientWork:
+class LocalClientWork(ClientWork):
     """Trains clients from packed arrays on this machine: on all its cores, or on the first GPU that it has.
 
     A client's result depends neither on who trains beside it nor on threads and chunks; sums do in their rounding.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from privfed.executors.population import as_model_input, check_population
 from privfed.executors.tff_runtime import TffRuntime
-from privfed.federated.client_work import ClientUpdates, ClippedSum, LocalTraining, clip_and_sum, schedule
+from privfed.federated.client_work import ClientUpdates, ClientWork, LocalTraining, schedule
 from privfed.models.functional import Model, Vector
 from privfed.models.tff import to_functional_model
 
@@ -27,7 +27,7 @@ _COPIES = 3
 """Of what a client sends and is sent: here, on the wire, and in the worker."""
 
 
-class TffClientWork:
+class TffClientWork(ClientWork):
     """Trains clients on TFF's runtime; arguments as ``LocalClientWork``, and a context manager.
 
     Args:
@@ -84,18 +84,6 @@ class TffClientWork:
                 np.array([result["correct"] for result in results], np.float64),
                 np.array([len(client["rows"]) for client in work], np.float64),
             )
-
-    def clipped_sum(
-        self,
-        weights: Vector,
-        clients: Sequence[int],
-        seed: Sequence[int],
-        clip_norm: float | None,
-        *,
-        exact: bool = False,
-    ) -> ClippedSum:
-        """Train, clip and add up one by one; see ``ClientWork``."""
-        return clip_and_sum(self(weights, clients, seed), clip_norm, self._dimension)
 
     def _work_of(self, client: int, seed: Sequence[int]) -> collections.OrderedDict[str, NDArray[Any]]:
         """What one client holds: its examples, and the order in which its steps take them."""

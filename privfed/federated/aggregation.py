@@ -5,13 +5,16 @@ Every way has the same rule of who counts: a client whose input arrived is in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from privfed.federated.encoding import Encoding, FixedPointEncoding, IntegerCodec, IntegerEncoding
 from privfed.privacy.randomness import RandomSource
 from privfed.secagg import FixedPointCodec, SecureSum, Stage, arrives
 
@@ -41,11 +44,43 @@ class Aggregate:
     seconds_per_stage: Mapping[str, float] = field(default_factory=dict)
 
 
+class RunningSum(Protocol):
+    """A sum that needs no vector once it has it."""
+
+    def add(self, client: int, vector: Vector) -> None:
+        """Add the vector of a client whose input will arrive; from any thread, in any order."""
+        ...
+
+    def close(self, dropouts: Dropouts) -> Aggregate:
+        """The sum, without single vectors; ``dropouts`` names every client that was not added, and others.
+
+        Raises:
+            privfed.secagg.RoundAborted: Too few clients were left.
+        """
+        ...
+
+
 class Aggregation(Protocol):
     """Sums client vectors; ``bound`` is the L2 bound of each of them in the round, ``None`` for none."""
 
     def slack(self, cohort_size: int, length: int, bound: float | None) -> float:
         """By how much encoding may lengthen a vector: clip to the bound less this."""
+        ...
+
+    def running_sum(
+        self,
+        round_number: int,
+        cohort: Sequence[int],
+        length: int,
+        source: Callable[[int], RandomSource],
+        bound: float | None,
+        *,
+        integral: bool,
+    ) -> RunningSum | None:
+        """What ``sum`` gives, vector by vector; ``None`` where the vectors must be there together.
+
+        ``integral`` says that the vectors of ``cohort``, each ``[length]``, are of int64.
+        """
         ...
 
     def sum(
@@ -72,6 +107,19 @@ class PlainAggregation:
     def slack(self, cohort_size: int, length: int, bound: float | None) -> float:
         """Nothing is rounded."""
         return 0.0
+
+    def running_sum(
+        self,
+        round_number: int,
+        cohort: Sequence[int],
+        length: int,
+        source: Callable[[int], RandomSource],
+        bound: float | None,
+        *,
+        integral: bool,
+    ) -> RunningSum | None:
+        """None: floats are added in one order, so that the rounding is always the same."""
+        return None
 
     def sum(
         self,
@@ -124,24 +172,55 @@ class RingAggregation:
     ) -> Aggregate:
         """Encode, mask (in mode ``protocol``), sum, unmask, decode."""
         first = next(iter(vectors.values()))
-        if np.issubdtype(first.dtype, np.integer):
-            integers = IntegerCodec(self.ring_bits)
-            encoded = {c: integers.encode(v) for c, v in sorted(vectors.items())}
-            decode = integers.decode
-        else:
-            codec = self._codec(len(vectors), len(first), bound)
-            encoded = {c: codec.encode(v, source(c).words(len(v))) for c, v in sorted(vectors.items())}
-            decode = codec.decode
-        threshold = max(self.threshold or 2, len(vectors) // 2 + 1)
-        result = self.secure_sum(round_number, threshold).sum(encoded, dropouts)
+        encoding = self._encoding(len(vectors), len(first), bound, np.issubdtype(first.dtype, np.integer), source)
+        encoded = {}
+        for client, vector in sorted(vectors.items()):
+            encoded[client] = encoding.zeros(len(first))
+            encoding.add(encoded[client], client, vector)
+        result = self.secure_sum(round_number, self._threshold(len(vectors))).sum(encoded, dropouts)
         return Aggregate(
-            decode(result.total),
+            encoding.decode(result.total),
             result.survivors,
-            {c: decode(encoded[c]) for c in result.survivors},
-            {c: decode(u) for c, u in result.uploads.items()} if self.masked else {},
+            {c: encoding.decode(encoded[c]) for c in result.survivors},
+            {c: encoding.decode(u) for c, u in result.uploads.items()} if self.masked else {},
             result.bytes_per_stage,
             result.seconds_per_stage,
         )
+
+    def running_sum(
+        self,
+        round_number: int,
+        cohort: Sequence[int],
+        length: int,
+        source: Callable[[int], RandomSource],
+        bound: float | None,
+        *,
+        integral: bool,
+    ) -> RunningSum | None:
+        """Integers add up to the same in any order; masking needs them together."""
+        if self.masked or not cohort:
+            return None
+        return _RunningRingSum(
+            self._encoding(len(cohort), length, bound, integral, source),
+            length,
+            tuple(cohort),
+            self.secure_sum(round_number, self._threshold(len(cohort))),
+        )
+
+    def _threshold(self, cohort_size: int) -> int:
+        return max(self.threshold or 2, cohort_size // 2 + 1)
+
+    def _encoding(
+        self,
+        cohort_size: int,
+        length: int,
+        bound: float | None,
+        integral: bool,
+        source: Callable[[int], RandomSource],
+    ) -> Encoding:
+        if integral:
+            return IntegerEncoding(IntegerCodec(self.ring_bits))
+        return FixedPointEncoding(self._codec(cohort_size, length, bound), source)
 
     def _codec(self, cohort_size: int, length: int, bound: float | None) -> FixedPointCodec:
         if bound is None:
@@ -149,17 +228,30 @@ class RingAggregation:
         return FixedPointCodec.for_cohort(max(cohort_size, 1), bound, length, ring_bits=self.ring_bits)
 
 
-@dataclass(frozen=True)
-class IntegerCodec:
-    """Integers to a ring and back, centred on 0: exact while no sum leaves half of the ring."""
+class _RunningRingSum:
+    """One partial sum for each thread that adds at the same time."""
 
-    ring_bits: int
+    def __init__(self, encoding: Encoding, length: int, cohort: tuple[int, ...], secure_sum: SecureSum) -> None:
+        self._encoding, self._length, self._cohort, self._secure_sum = encoding, length, cohort, secure_sum
+        self._idle: list[NDArray[Any]] = []
+        self._lock = threading.Lock()
+        self._seconds = 0.0
 
-    def encode(self, vector: NDArray[np.int64]) -> NDArray[Any]:
-        """``vector`` ``[length]`` modulo the ring."""
-        return vector.astype(np.uint64).astype(f"u{self.ring_bits // 8}")
+    def add(self, client: int, vector: Vector) -> None:
+        started = time.perf_counter()
+        with self._lock:
+            partial = self._idle.pop() if self._idle else self._encoding.zeros(self._length)
+        self._encoding.add(partial, client, vector)
+        with self._lock:
+            self._idle.append(partial)
+            self._seconds += time.perf_counter() - started
 
-    def decode(self, total: NDArray[Any]) -> Real:
-        """The representative nearest to 0."""
-        centred: Real = total.astype(f"u{self.ring_bits // 8}").view(f"i{self.ring_bits // 8}").astype(np.float64)
-        return centred
+    def close(self, dropouts: Dropouts) -> Aggregate:
+        # Who survives, and whether enough do, is for the sum of whole cohorts to say: it gets short vectors.
+        stand_ins = {client: self._encoding.zeros(1) for client in self._cohort}
+        survivors = self._secure_sum.sum(stand_ins, dropouts).survivors
+        total = self._encoding.zeros(self._length)
+        for partial in self._idle:
+            total += partial
+        sent = {"input": total.nbytes * len(survivors)}
+        return Aggregate(self._encoding.decode(total), survivors, {}, {}, sent, {"input": self._seconds})

@@ -78,7 +78,7 @@ class ClippedSum:
 
 
 class ClientWork(Protocol):
-    """Trains clients from the same weights."""
+    """Trains clients from the same weights. Executors that inherit from it have the plain ``clipped_sum``."""
 
     def __call__(self, weights: Vector, clients: Sequence[int], seed: Sequence[int]) -> Iterator[ClientUpdates]:
         """Train ``clients`` from ``weights`` ``[d]``; yields their updates in chunks, in the order given.
@@ -102,11 +102,11 @@ class ClientWork(Protocol):
         included. ``exact`` asks for contributions that are added in float64 one by one, where a faster way would
         add up some of them in float32 first.
         """
-        ...
+        return clip_and_sum(self(weights, clients, seed), clip_norm, len(weights))
 
 
 def clip_and_sum(chunks: Iterable[ClientUpdates], clip_norm: float | None, dimension: int) -> ClippedSum:
-    """``ClientWork.clipped_sum`` from single updates: for executors without a faster way, and as their oracle."""
+    """The clipped sum of single updates ``[dimension]``, as they come."""
     total = np.zeros(dimension)
     parts = list[ClientUpdates]()
     norms = list[float]()

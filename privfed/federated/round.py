@@ -7,31 +7,44 @@
 
 McMahan et al. 2018, Algorithm 1 (client-level DP-FedAvg) with the sum computed as in Bonawitz et al. 2017.
 A client whose update is not finite counts as dropped out and is reported.
+
+Single updates are kept only where somebody needs them: masking, weights, a mechanism that does more to them than
+clip, or the transcript. Otherwise they are clipped and added up where they are trained, or as they come. That
+changes nothing but rounding in mode ``off``, and nothing at all in mode ``ring``.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.federated.aggregation import Aggregate, Aggregation
+from privfed.federated.aggregation import Aggregate, Aggregation, PlainAggregation, RunningSum
 from privfed.federated.client_work import ClientWork
 from privfed.federated.cohorts import Cohort
 from privfed.federated.server_update import ServerOptimizer, State
 from privfed.federated.streams import Purpose, Streams
+from privfed.privacy.errors import NonFiniteUpdateError
 from privfed.privacy.mechanisms import Mechanism, Terms
 from privfed.privacy.mechanisms import State as MechanismState
-from privfed.secagg import RoundAborted, Stage
+from privfed.privacy.randomness import RandomSource
+from privfed.secagg import RoundAborted, Stage, arrives
 from privfed.transcript import RoundRecord
 
 Vector = NDArray[np.float32]
 Real = NDArray[np.float64]
+
+_WORTH_A_THREAD = 1 << 14
+"""Coordinates above which the client half of a mechanism is worth handing to another thread."""
+
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +90,7 @@ class RoundState:
 
 @dataclass(frozen=True, eq=False)
 class RoundOutcome:
-    """The new model and state, the metrics, and what the transcript may keep.
+    """The new model and state, the metrics, and what the transcript may keep: ``None`` when it keeps nothing.
 
     ``stage_costs`` are bytes from clients to server and seconds, by stage of the aggregation.
     """
@@ -85,7 +98,7 @@ class RoundOutcome:
     weights: Vector
     state: RoundState
     metrics: RoundMetrics
-    record: RoundRecord
+    record: RoundRecord | None
     stage_costs: Mapping[str, tuple[int, float]]
 
 
@@ -123,15 +136,21 @@ class Round:
         state: RoundState,
         cohort: Cohort,
         release: Callable[[Vector, int], None],
+        *,
+        record: bool = True,
     ) -> RoundOutcome:
         """Run round ``number`` from ``weights`` ``[d]``; nothing that a client does makes it raise.
 
         ``release`` is called with the new weights and the number of survivors before anybody sees them: it puts
-        them on the ledger.
+        them on the ledger. ``record`` says whether the transcript keeps the round, and so needs single updates.
         """
         started = time.perf_counter()
         terms = Terms(number, len(cohort.clients))
-        local = self._train_and_clip(weights, state.mechanism, terms, cohort)
+        clip_norm = None if record else self._clip_in_training(state.mechanism, len(weights))
+        if clip_norm is None:
+            local = self._train_and_clip(weights, state.mechanism, terms, cohort, running=not record)
+        else:
+            local = self._train_clip_and_sum(weights, clip_norm, state.mechanism, terms, cohort)
         aggregate, aborted = self._sum(terms, local, cohort)
         new_weights, new_state = weights, state
         if aggregate is not None:
@@ -163,31 +182,87 @@ class Round:
             aborted=aborted,
             seconds=time.perf_counter() - started,
         )
-        record = self._record(terms, weights, new_weights, cohort, aggregate)
-        return RoundOutcome(new_weights, new_state, metrics, record, _stage_costs(aggregate))
+        kept = self._record(terms, weights, new_weights, cohort, aggregate) if record else None
+        return RoundOutcome(new_weights, new_state, metrics, kept, _stage_costs(aggregate))
 
-    def _train_and_clip(self, weights: Vector, state: MechanismState, terms: Terms, cohort: Cohort) -> _Local:
-        """Client half: local SGD, then the mechanism's; a weighted update carries its weight behind it."""
+    def _train_and_clip(
+        self, weights: Vector, state: MechanismState, terms: Terms, cohort: Cohort, *, running: bool
+    ) -> _Local:
+        """Client half: local SGD, then the mechanism's; a weighted update carries its weight behind it.
+
+        With ``running`` vectors are added up as they come, where the aggregation can do that.
+        """
         length = self.mechanism.length(len(weights)) + (self.shares is not None)
         local = _Local(length, self._bound(state))
-        # Integers are not rounded again.
         integral = self.mechanism.integral
+        # Integers are not rounded again.
         slack = 0.0 if integral else self.aggregation.slack(terms.cohort, length, local.bound)
-        for chunk in self.work(weights, cohort.clients, self.streams.key(Purpose.SHUFFLE, terms.round)):
-            local.loss_sum += float(np.nansum(chunk.loss_sum))
-            local.correct += float(chunk.correct.sum())
-            local.seen += float(chunk.seen.sum())
-            for client, delta in zip(chunk.clients, chunk.deltas, strict=True):
-                if not np.isfinite(delta).all():
-                    local.non_finite.append(client)
-                    local.vectors[client] = np.zeros(length, np.int64 if integral else np.float64)
-                    continue
-                source = self.streams.source(Purpose.CLIENT_NOISE, terms.round, client)
+        if running:
+            local.running = self.aggregation.running_sum(
+                terms.round, cohort.clients, length, self._rounding(terms), local.bound, integral=integral
+            )
+        nothing = np.zeros(length, np.int64 if integral else np.float64)
+        local.vectors = dict.fromkeys(cohort.clients, nothing)
+
+        def client_half(client: int, delta: Vector) -> tuple[float, bool, NDArray[Any]] | None:
+            source = self.streams.source(Purpose.CLIENT_NOISE, terms.round, client)
+            try:
                 sent = self.mechanism.on_client(state, delta, slack, terms, source)
-                local.norms.append(sent.norm_before)
-                local.clipped += sent.was_clipped
-                local.vectors[client] = sent.vector if self.shares is None else self._weigh(client, sent.vector)
+            except NonFiniteUpdateError:
+                return None
+            if not math.isfinite(sent.norm_before):
+                return None
+            vector = sent.vector if self.shares is None else self._weigh(client, sent.vector)
+            if local.running is not None:
+                local.running.add(client, vector)
+                vector = nothing
+            return sent.norm_before, sent.was_clipped, vector
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            side_by_side = pool.map if length >= _WORTH_A_THREAD else map
+            for chunk in self.work(weights, _arriving(cohort), self.streams.key(Purpose.SHUFFLE, terms.round)):
+                local.count(chunk.loss_sum, chunk.correct, chunk.seen)
+                halves: Iterable[Any] = side_by_side(client_half, chunk.clients, chunk.deltas)
+                for client, half in zip(chunk.clients, halves, strict=True):
+                    if half is None:
+                        local.non_finite.append(client)
+                        continue
+                    norm, was_clipped, local.vectors[client] = half
+                    local.norms.append(norm)
+                    local.clipped += was_clipped
         return local
+
+    def _clip_in_training(self, state: MechanismState, dimension: int) -> float | None:
+        """The norm to clip to where that and a plain sum are all there is to do; else ``None``."""
+        if self.shares is not None or not isinstance(self.aggregation, PlainAggregation):
+            return None
+        return self.mechanism.flat_clip(state, dimension)
+
+    def _train_clip_and_sum(
+        self, weights: Vector, clip_norm: float, state: MechanismState, terms: Terms, cohort: Cohort
+    ) -> _Local:
+        """The same in one go, where no single update is needed."""
+        local = _Local(len(weights), self._bound(state))
+        # In secure mode the guarantee must hold for the sum as it is computed, so it is computed in float64.
+        done = self.work.clipped_sum(
+            weights,
+            _arriving(cohort),
+            self.streams.key(Purpose.SHUFFLE, terms.round),
+            None if math.isinf(clip_norm) else clip_norm,
+            exact=self.streams.secure,
+        )
+        local.count(done.loss_sum, done.correct, done.seen)
+        norms = done.norms[done.finite]
+        local.norms, local.clipped = norms.tolist(), int((norms > clip_norm).sum())
+        clients = np.array(done.clients, np.int64)
+        local.non_finite = clients[~done.finite].tolist()
+        survivors = tuple(sorted(clients[done.finite].tolist()))
+        sent = {"input": len(weights) * _FLOAT_BYTES * len(survivors)}
+        local.aggregate = Aggregate(done.total, survivors, {}, {}, sent)
+        return local
+
+    def _rounding(self, terms: Terms) -> Callable[[int], RandomSource]:
+        return lambda client: self.streams.source(Purpose.ROUNDING, terms.round, client)
 
     def _bound(self, state: MechanismState) -> float | None:
         bound = self.mechanism.bound(state)
@@ -201,19 +276,20 @@ class Round:
 
     def _sum(self, terms: Terms, local: _Local, cohort: Cohort) -> tuple[Aggregate | None, str | None]:
         dropouts: dict[int, Stage | None] = {**cohort.dropouts, **dict.fromkeys(local.non_finite)}
-        if not local.vectors and self.divisor is not None:
+        if not cohort.clients and self.divisor is not None:
             # An empty Poisson cohort: the mechanism still adds its noise, or silence would tell who is missing.
             return Aggregate(np.zeros(local.length), (), {}), None
-        if not local.vectors:
+        if not cohort.clients:
             return None, "no client was sampled"
         try:
-            aggregate = self.aggregation.sum(
-                terms.round,
-                local.vectors,
-                dropouts,
-                lambda client: self.streams.source(Purpose.ROUNDING, terms.round, client),
-                local.bound,
-            )
+            if local.aggregate is not None:
+                aggregate = local.aggregate
+            elif local.running is not None:
+                aggregate = local.running.close(dropouts)
+            else:
+                aggregate = self.aggregation.sum(
+                    terms.round, local.vectors, dropouts, self._rounding(terms), local.bound
+                )
         except RoundAborted as error:
             return None, str(error)
         if not aggregate.survivors and self.divisor is None:
@@ -257,17 +333,33 @@ class Round:
 
 @dataclass(eq=False)
 class _Local:
-    """What the clients of one cohort made, and its statistics."""
+    """What the clients of one cohort made, and its statistics.
+
+    ``vectors`` are what they send; ``running`` or ``aggregate`` hold the sum instead, where it is made earlier.
+    """
 
     length: int
     bound: float | None
     vectors: dict[int, NDArray[Any]] = field(default_factory=dict)
+    running: RunningSum | None = None
+    aggregate: Aggregate | None = None
     non_finite: list[int] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     clipped: int = 0
     loss_sum: float = 0.0
     correct: float = 0.0
     seen: float = 0.0
+
+    def count(self, loss_sum: Real, correct: Real, seen: Real) -> None:
+        """Add what clients report of their training."""
+        self.loss_sum += float(np.nansum(loss_sum))
+        self.correct += float(correct.sum())
+        self.seen += float(seen.sum())
+
+
+def _arriving(cohort: Cohort) -> tuple[int, ...]:
+    """Clients whose input reaches the server: what the others train is lost, so they need not."""
+    return tuple(c for c in cohort.clients if arrives(cohort.dropouts.get(c, Stage.UNMASK)))
 
 
 def _stage_costs(aggregate: Aggregate | None) -> dict[str, tuple[int, float]]:

@@ -163,7 +163,7 @@ def train(
     while at.round < rounds and not _plateau(result.reports, keeping.patience):
         number = at.round + 1
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused in words below
-            outcome = _spend_and_run(one_round, number, at, sample(number), spending)
+            outcome = _spend_and_run(one_round, number, at, sample(number), spending, number in record_rounds)
         if not np.isfinite(outcome.weights).all():
             raise PrivFedError(
                 f"the training diverged: after round {number} the model's weights are not finite",
@@ -178,7 +178,7 @@ def train(
             earlier = result.stage_costs.get(stage, (0, 0.0))
             result.stage_costs[stage] = (earlier[0] + size, earlier[1] + seconds)
         at.round, at.weights, at.state = number, outcome.weights, outcome.state
-        if number in record_rounds:
+        if outcome.record is not None:
             result.transcript.records.append(outcome.record)
             if keeper:
                 at.recorded[number] = keeper.save_record(plan, outcome.record)
@@ -200,14 +200,19 @@ def train(
 
 
 def _spend_and_run(
-    one_round: Round, number: int, at: Progress, cohort: Cohort, spending: Spending | None
+    one_round: Round, number: int, at: Progress, cohort: Cohort, spending: Spending | None, record: bool
 ) -> RoundOutcome:
     """One round, reserved on the ledger before its noise is drawn, committed before its model is shown."""
     if spending is None:
-        return one_round(number, at.weights, at.state, cohort, _ignore)
+        return one_round(number, at.weights, at.state, cohort, _ignore, record=record)
     spending.reserve(number)
     outcome = one_round(
-        number, at.weights, at.state, cohort, lambda w, survivors: spending.commit(number, digest(w), survivors)
+        number,
+        at.weights,
+        at.state,
+        cohort,
+        lambda w, survivors: spending.commit(number, digest(w), survivors),
+        record=record,
     )
     if outcome.metrics.aborted is not None:
         spending.abort(number, outcome.metrics.aborted)

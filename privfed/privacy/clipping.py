@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfed.privacy.errors import NonFiniteUpdateError, PrivacyError
+
+_FAR_FROM_UNDERFLOW = 2.0**-100
+"""Above it, what float32 loses of the smallest coordinates is nothing beside the bound."""
+
+_BLOCK = 1 << 13
+"""Coordinates in a block: float64 copies stay in the cache, and BLAS starts no threads for so few."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,11 @@ def clip_by_l2(update: NDArray[np.float32], norm: float) -> Contribution:
         raise NonFiniteUpdateError("the update is not finite")
     if length <= norm:
         return Contribution(update, length, False)
-    exact = update.astype(np.float64)
     factor = norm / length
+    if min(norm, factor) > _FAR_FROM_UNDERFLOW:
+        # Room for two roundings to float32, of the factor and of each product.
+        return Contribution(update * np.float32(factor * (1 - 2.0**-22)), length, True)
+    exact = update.astype(np.float64)
     clipped = (exact * factor).astype(np.float32)
     while l2_norm(clipped) > norm:  # rounding to float32 lengthened it
         factor *= 1 - 2.0**-24
@@ -68,6 +78,11 @@ def clip_by_l2(update: NDArray[np.float32], norm: float) -> Contribution:
 
 
 def l2_norm(update: NDArray[np.float32]) -> float:
-    """L2 norm in float64."""
-    exact = update.astype(np.float64)
-    return float(np.sqrt(np.dot(exact, exact)))
+    """L2 norm in float64, block by block so that no copy of it all is made."""
+    squared, block = 0.0, np.empty(min(_BLOCK, len(update)))
+    for start in range(0, len(update), _BLOCK):
+        part = update[start : start + _BLOCK]
+        exact = block[: len(part)]
+        exact[...] = part
+        squared += float(np.dot(exact, exact))
+    return math.sqrt(squared)

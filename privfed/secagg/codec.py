@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -13,6 +13,14 @@ from numpy.typing import NDArray
 
 from privfed.secagg.errors import CodecError, ParameterError
 from privfed.secagg.params import RING_DTYPES
+from privfed.secagg.rounding import (
+    BLOCK,
+    Float32Rounding,
+    Float64Rounding,
+    Rounding,
+    round_magnitudes,
+    sum_of_squares,
+)
 
 Words = NDArray[np.uint64]
 
@@ -115,11 +123,7 @@ class FixedPointCodec:
         Raises:
             CodecError: Wrong shape or type, NaN or infinity, or the integer vector is longer than ``clip_norm``.
         """
-        if update.shape != (self.dimension,) or update.dtype not in (np.float32, np.float64):
-            raise CodecError(
-                f"update: must be float32 or float64 of shape ({self.dimension},) "
-                f"(got {update.dtype} {update.shape})"
-            )
+        self._check_update(update)
         words = uniforms(self.dimension) if callable(uniforms) else uniforms
         if words.shape != (self.dimension,) or words.dtype != np.uint64:
             raise CodecError(
@@ -130,20 +134,60 @@ class FixedPointCodec:
         with np.errstate(over="ignore"):
             magnitudes = np.abs(update.astype(np.float64)) * self.scale
         largest = float(magnitudes.max())
-        if not math.isfinite(largest) and (bad := int((~np.isfinite(update)).sum())):
-            raise CodecError(
-                f"update: {bad} of {self.dimension} coordinates are NaN or infinite. Drop this client"
-            )
-        if largest > bound:
-            raise self._too_long(largest)
-        fractions, wholes = np.modf(magnitudes)
-        steps = wholes.astype(np.uint64)
-        steps += words < np.ldexp(fractions, 64).astype(np.uint64)
+        if not largest <= bound:
+            raise self._refusal(update)
+        steps = round_magnitudes(magnitudes, words)
         self._check_norm(steps, bound)
         signed = steps.astype(np.int64)
         np.negative(signed, out=signed, where=update < 0)
         encoded: NDArray[Any] = signed.astype(self.dtype)
         return encoded
+
+    def add_encoded(
+        self, total: NDArray[Any], update: NDArray[np.float32] | NDArray[np.float64], key: bytes
+    ) -> None:
+        """Encode ``update`` and add it to the ring vector ``total`` in place, with no vector in between.
+
+        Rounding is as in ``encode``, by the keystream of ``key``: the same key gives the same integers. Of float32
+        vectors on a 32-bit ring, 30 bits decide each rounding: its probability is exact for coordinates of at
+        least ``2**-6`` steps, and else too small by less than ``2**-30``.
+
+        Args:
+            total: ``[dimension]`` of type ``dtype``.
+            update: As in ``encode``.
+            key: 32 bytes, used for nothing else.
+
+        Raises:
+            CodecError: As in ``encode``; ``total`` may then hold a part of the update.
+        """
+        self._check_update(update)
+        self._check_total(total)
+        bound, squared, exact = self._exact_bound(), 0.0, np.empty(min(BLOCK, self.dimension))
+        for start, steps in self._rounded(update, key):
+            floats = exact[: len(steps)]
+            floats[...] = steps
+            squared += sum_of_squares(floats)
+            target = total[start : start + BLOCK]
+            np.add(target, steps.view(self.dtype), out=target)
+        if not self._surely_within(squared, bound):
+            blocks = [np.abs(steps.astype(np.int64)) for _, steps in self._rounded(update, key)]
+            self._check_norm(np.concatenate(blocks).astype(np.uint64), bound)
+
+    def _rounded(self, update: NDArray[Any], key: bytes) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Where each block of ``update`` starts, and its steps."""
+        bound = float(self._exact_bound())
+        # float32 has the range, and int32 the room: half of the ring holds two clients at least.
+        narrow = self.ring_bits == 32 and self.cohort_size > 1 and abs(math.log2(self.scale)) < 100
+        rounding: Rounding
+        if narrow and update.dtype == np.float32:
+            rounding = Float32Rounding(self.scale, bound, key)
+        else:
+            rounding = Float64Rounding(self.scale, bound, key, self.ring_bits)
+        for start in range(0, self.dimension, BLOCK):
+            steps = rounding(update[start : start + BLOCK])
+            if steps is None:
+                raise self._refusal(update)
+            yield start, steps
 
     def to_signed(self, total: NDArray[Any]) -> NDArray[np.int64]:
         """Ring vector ``[dimension]`` as signed integers, the upper half of the ring being negative.
@@ -151,10 +195,7 @@ class FixedPointCodec:
         Raises:
             CodecError: Wrong shape or type.
         """
-        if total.shape != (self.dimension,) or total.dtype != self.dtype:
-            raise CodecError(
-                f"total: must be {self.dtype} of shape ({self.dimension},) (got {total.dtype} {total.shape})"
-            )
+        self._check_total(total)
         return total.astype(f"int{self.ring_bits}").astype(np.int64)
 
     def decode(self, total: NDArray[Any]) -> NDArray[np.float64]:
@@ -165,14 +206,40 @@ class FixedPointCodec:
         """
         return self.to_signed(total).astype(np.float64) / self.scale
 
+    def _check_update(self, update: NDArray[Any]) -> None:
+        if update.shape != (self.dimension,) or update.dtype not in (np.float32, np.float64):
+            raise CodecError(
+                f"update: must be float32 or float64 of shape ({self.dimension},) "
+                f"(got {update.dtype} {update.shape})"
+            )
+
+    def _check_total(self, total: NDArray[Any]) -> None:
+        if total.shape != (self.dimension,) or total.dtype != self.dtype:
+            raise CodecError(
+                f"total: must be {self.dtype} of shape ({self.dimension},) (got {total.dtype} {total.shape})"
+            )
+
     def _check_norm(self, steps: Words, bound: Fraction) -> None:
         approximate = steps.astype(np.float64)
-        # A float sum this far below the bound, error included, settles it; the exact sum is several times slower.
-        if float(np.dot(approximate, approximate)) * (1 + (self.dimension + 8) * 2.0**-51) <= bound**2:
+        # The exact sum is several times slower.
+        if self._surely_within(float(np.dot(approximate, approximate)), bound):
             return
         squared = _exact_square_sum(steps)
         if squared > bound**2:
             raise self._too_long(math.sqrt(squared))
+
+    def _surely_within(self, squared: float, bound: Fraction) -> bool:
+        """Whether a float sum of squares is so far below the bound, error included, that it settles the matter."""
+        return squared * (1 + (self.dimension + 8) * 2.0**-51) <= bound**2
+
+    def _refusal(self, update: NDArray[Any]) -> CodecError:
+        """Of an update that is not finite, or of which a part alone is too long."""
+        if bad := int((~np.isfinite(update)).sum()):
+            return CodecError(
+                f"update: {bad} of {self.dimension} coordinates are NaN or infinite. Drop this client"
+            )
+        with np.errstate(over="ignore"):
+            return self._too_long(float(np.abs(update.astype(np.float64)).max()) * self.scale)
 
     def _exact_bound(self) -> Fraction:
         return Fraction(self.clip_norm) * Fraction(self.scale)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from privfed.federated.aggregation import Aggregation, PlainAggregation, RingAggregation
-from privfed.federated.client_work import ClientUpdates
+from privfed.federated.client_work import ClientUpdates, ClientWork
 from privfed.federated.cohorts import Cohort
 from privfed.federated.round import Round, RoundOutcome
 from privfed.federated.server_update import sgd
@@ -27,7 +27,7 @@ CLIP = 2.0
 MODES = ("off", "ring", "protocol")
 
 
-class FixedWork:
+class FixedWork(ClientWork):
     """Clients whose training always has the same outcome, in chunks of three."""
 
     def __init__(self, deltas: np.ndarray) -> None:

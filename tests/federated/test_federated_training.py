@@ -15,7 +15,7 @@ import pytest
 from privfed.errors import PrivFedError
 from privfed.federated.aggregation import PlainAggregation, RingAggregation
 from privfed.federated.checkpoint import Checkpoints, Progress
-from privfed.federated.client_work import ClientUpdates
+from privfed.federated.client_work import ClientUpdates, ClientWork
 from privfed.federated.cohorts import Cohort, sample_cohort
 from privfed.federated.evaluation import Evaluation
 from privfed.federated.round import Round
@@ -50,7 +50,7 @@ REMEMBERING = [(m, s) for m in MECHANISMS for s in SERVERS if m == "adaptive" or
 """Pairs with a state that a checkpoint must keep."""
 
 
-class TowardsTargets:
+class TowardsTargets(ClientWork):
     """Clients that move towards a target of their own, with a step that weights, round and client decide."""
 
     def __call__(

@@ -1,0 +1,87 @@
+"""From clients' vectors to a ring and back, each vector straight into a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfed.privacy.randomness import RandomSource
+from privfed.secagg import FixedPointCodec
+
+Real = NDArray[np.float64]
+
+
+class Encoding(Protocol):
+    """From a client's vector to the ring and back."""
+
+    def zeros(self, length: int) -> NDArray[Any]:
+        """The zero of the ring, ``[length]``."""
+        ...
+
+    def add(self, total: NDArray[Any], client: int, vector: NDArray[Any]) -> None:
+        """Encode the vector of ``client`` and add it to ``total`` in place, both ``[length]``."""
+        ...
+
+    def decode(self, total: NDArray[Any]) -> Real:
+        """Of a ring vector."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedPointEncoding:
+    """Of real vectors; ``source`` gives a client's randomness."""
+
+    codec: FixedPointCodec
+    source: Callable[[int], RandomSource]
+
+    def zeros(self, length: int) -> NDArray[Any]:
+        """As ``Encoding``."""
+        return np.zeros(length, self.codec.dtype)
+
+    def add(self, total: NDArray[Any], client: int, vector: NDArray[Any]) -> None:
+        """As ``Encoding``."""
+        # 256 bits of the client's own, whether from a seed or from the CSPRNG, key its rounding.
+        self.codec.add_encoded(total, vector, self.source(client).words(4).tobytes())
+
+    def decode(self, total: NDArray[Any]) -> Real:
+        """As ``Encoding``."""
+        return self.codec.decode(total)
+
+
+@dataclass(frozen=True)
+class IntegerEncoding:
+    """Of vectors that are integers already."""
+
+    codec: IntegerCodec
+
+    def zeros(self, length: int) -> NDArray[Any]:
+        """As ``Encoding``."""
+        return np.zeros(length, f"u{self.codec.ring_bits // 8}")
+
+    def add(self, total: NDArray[Any], client: int, vector: NDArray[Any]) -> None:
+        """As ``Encoding``."""
+        total += self.codec.encode(vector)
+
+    def decode(self, total: NDArray[Any]) -> Real:
+        """As ``Encoding``."""
+        return self.codec.decode(total)
+
+
+@dataclass(frozen=True)
+class IntegerCodec:
+    """Integers to a ring and back, centred on 0: exact while no sum leaves half of the ring."""
+
+    ring_bits: int
+
+    def encode(self, vector: NDArray[np.int64]) -> NDArray[Any]:
+        """``vector`` ``[length]`` modulo the ring."""
+        return vector.astype(np.uint64).astype(f"u{self.ring_bits // 8}")
+
+    def decode(self, total: NDArray[Any]) -> Real:
+        """The representative nearest to 0."""
+        centred: Real = total.astype(f"u{self.ring_bits // 8}").view(f"i{self.ring_bits // 8}").astype(np.float64)
+        return centred
