@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# First the checkout, so that the package `attacks` is not taken for the benchmark of that name beside this file.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import measure
 import numpy as np
