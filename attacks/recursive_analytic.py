@@ -8,6 +8,7 @@ weights. Strided convolutions, which have too few of the first kind, have enough
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.conv_chain import Chain, Convolution, find_chain
 from attacks.gradient import estimate_gradient
-from attacks.pixels import snap
+from attacks.pixels import LEVELS, on_grid, snap
 from privfed.models.functional import Model, cross_entropy
 from privfed.transcript import Observer, View
 
@@ -28,8 +29,16 @@ ONE_EXAMPLE = 1e-2
 """Above this share of the last layer's gradient left over by rank one, more than one example is behind it."""
 INSIDE = 1e-7
 """Distance that activations keep from the ends of their range, where the inverse has no slope."""
-RIDGE = 1e-13
+RIDGE = 1e-15
 """Of the normal equations, relative to their largest diagonal entry."""
+PRIOR_STDDEV = 1.0
+"""Of an activation before anything is known about it."""
+FINEST = 1e-13
+"""No gradient or activation is taken to be more precise than this."""
+DOUBTFUL = 30
+"""At most so many pixels are tried at the other of two levels."""
+PROBES = 16
+"""Random vectors by which the errors of a solution are estimated."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class RecursiveAnalytic:
     )
 
     def invert(self, view: View, index: int, rng: np.random.Generator) -> Guess:
-        """As ``Attack.invert``; it draws nothing from ``rng``."""
+        """As ``Attack.invert``; ``rng`` draws the probes by which errors are estimated."""
         observation, model = view.observations[index], view.model
         chain = find_chain(model)
         if chain is None:
@@ -60,26 +69,55 @@ class RecursiveAnalytic:
             )
         weights = model.unflatten(np.asarray(observation.weights, np.float64))
         estimate = estimate_gradient(observation, view.plan)
-        features, error, label = _last_layer(model, weights, model.unflatten(estimate.vector))
+        features, error, label, noise = _last_layer(model, weights, model.unflatten(estimate.vector))
         # Clipping and unknown learning rates leave a positive factor open; the last layer has told it.
         scale = float(np.linalg.norm(error) / np.linalg.norm(model.unflatten(estimate.vector)[-1]))
         gradient = [scale * np.asarray(g, np.float64) for g in model.unflatten(estimate.vector)]
-        x = _invert_chain(chain, weights, gradient, features, weights[-2] @ error)
+        noise = max(noise * scale, FINEST * max(float(np.abs(g).max()) for g in gradient))
+        x = _invert_chain(chain, weights, gradient, features, error, noise, rng)
         if not np.isfinite(x).all():
             raise NotInvertible("the layers' equations have no finite solution")
-        images = snap(x[None])
-        residual = _residual(model, weights, images[0], label, estimate.vector)
-        return Guess(images, np.array([label], np.int64), residual, evaluations=1)
+        image, residual, evaluations = _settled(
+            x, lambda image: _residual(model, weights, image, label, estimate.vector)
+        )
+        return Guess(image[None], np.array([label], np.int64), residual, evaluations)
 
 
-def _last_layer(model: Model, weights: list[Matrix], gradient: list[Matrix]) -> tuple[Matrix, Matrix, int]:
-    """Input ``[features]`` of the dense layer at the end, the error ``[classes]`` of the logits, and the label."""
+def _settled(x: Matrix, residual: Callable[[Matrix], float]) -> tuple[Matrix, float, int]:
+    """The image of bytes, if it is one, its residual, and how many were taken.
+
+    A pixel almost half a level off may have gone to the wrong one of two: the gradient decides.
+    """
+    image = snap(x[None])[0]
+    lowest, evaluations = residual(image), 1
+    if not on_grid(x[None])[0]:
+        return image, lowest, evaluations
+    off = np.clip(x, 0, 1) - image
+    for flat in np.argsort(-np.abs(off), axis=None)[:DOUBTFUL]:
+        pixel = np.unravel_index(flat, x.shape)
+        if abs(off[pixel]) * LEVELS < 0.3:
+            break
+        other = image.copy()
+        other[pixel] += np.sign(off[pixel]) / LEVELS
+        there = residual(other)
+        evaluations += 1
+        if there < lowest:
+            image, lowest = other, there
+    return image, lowest, evaluations
+
+
+def _last_layer(model: Model, weights: list[Matrix], gradient: list[Matrix]) -> tuple[Matrix, Matrix, int, float]:
+    """Input ``[features]`` of the dense layer at the end, error ``[classes]`` of the logits, label, and noise.
+
+    The noise is the standard deviation of an entry of the gradient about what one example would give.
+    """
     kernel, bias = (np.asarray(g, np.float64) for g in gradient[-2:])
     power = float(bias @ bias)
     if power == 0:
         raise NotInvertible("the gradient of the last layer's bias is zero: there is nothing to divide by")
     features = kernel @ bias / power
-    rest = float(np.linalg.norm(kernel - np.outer(features, bias)) / np.linalg.norm(kernel))
+    left_over = float(np.linalg.norm(kernel - np.outer(features, bias)))
+    rest = left_over / float(np.linalg.norm(kernel))
     if rest > ONE_EXAMPLE:
         raise NotInvertible(
             f"{rest:.0%} of the last layer's gradient is not one example's: there are several, or steps, or noise"
@@ -89,15 +127,22 @@ def _last_layer(model: Model, weights: list[Matrix], gradient: list[Matrix]) -> 
     error = np.exp(logits - logits.max())
     error /= error.sum()
     error[label] -= 1
-    return features, error, label
+    return features, error, label, left_over / float(np.sqrt(kernel.size - len(features)))
 
 
 def _invert_chain(
-    chain: Chain, weights: list[Matrix], gradient: list[Matrix], features: Matrix, slopes: Matrix
+    chain: Chain,
+    weights: list[Matrix],
+    gradient: list[Matrix],
+    features: Matrix,
+    error: Matrix,
+    noise: float,
+    rng: np.random.Generator,
 ) -> Matrix:
-    """The input ``[*input_shape]``; ``slopes`` ``[features]`` is the loss's gradient by the last activations."""
+    """The input ``[*input_shape]`` of the chain that has ``features`` at its end."""
     act = chain.activation
-    a = features
+    a, slopes = features, weights[-2] @ error
+    uncertain = np.full(len(features), noise / float(np.linalg.norm(error)))
     for i in reversed(range(len(chain.convolutions))):
         layer = chain.convolutions[i]
         positions = layer.outputs[0] * layer.outputs[1]
@@ -108,8 +153,10 @@ def _invert_chain(
         taps = layer.taps()
         target = gradient[2 * i].reshape(kernel.shape)
         # An error in an activation grows by the inverse's slope on the way through it.
-        trust = act.slope(a) / act.slope(a).max()
-        a = _layer_input(layer, taps, kernel, act.inverse(a) - bias, trust, delta, target)
+        trust = act.slope(a) / np.maximum(uncertain.reshape(positions, -1), FINEST)
+        equations = _equations(layer, taps, kernel, act.inverse(a) - bias, trust, delta, target, noise)
+        a, uncertain = _least_squares(*equations, rng)
+        a = a.reshape(-1, layer.inputs[2])
         if i:
             output, tap, source = taps
             slopes = np.zeros((layer.inputs[0] * layer.inputs[1], layer.inputs[2]))
@@ -120,7 +167,7 @@ def _invert_chain(
     return a.reshape(chain.convolutions[0].inputs)
 
 
-def _layer_input(
+def _equations(
     layer: Convolution,
     taps: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
     kernel: Matrix,
@@ -128,17 +175,19 @@ def _layer_input(
     trust: Matrix,
     delta: Matrix,
     target: Matrix,
-) -> Matrix:
-    """Least squares for a convolution's input ``[positions, channels]``.
+    noise: float,
+) -> tuple[Matrix, Matrix]:
+    """Normal equations ``[n, n]``, ``[n]`` of the least squares for a convolution's input ``[places, channels]``.
 
     Args:
         layer: Its geometry.
         taps: Of ``layer``.
         kernel: ``[taps, channels, filters]``.
         outputs: What the kernel makes of the input, ``[output positions, filters]``.
-        trust: Weight of each of these equations, at most 1.
+        trust: One over the standard deviation of the error in each of these.
         delta: The loss's gradient by the outputs.
         target: The loss's gradient by the kernel, the input times ``delta``: ``[taps, channels, filters]``.
+        noise: Standard deviation of its error.
     """
     output, tap, source = taps
     places, channels = layer.inputs[0] * layer.inputs[1], layer.inputs[2]
@@ -150,19 +199,36 @@ def _layer_input(
     backward = np.zeros((len(kernel), filters, places))
     backward[tap, :, source] = delta[output]
     backward = backward.reshape(-1, places)
-    size = float(np.abs(backward).max())
-    backward = backward / (size or 1.0)
-    aim = target.transpose(0, 2, 1).reshape(-1, channels) / (size or 1.0)
+    # The error in ``delta`` itself is about as large as that of the gradient.
+    backward = backward / (2 * noise)
+    aim = target.transpose(0, 2, 1).reshape(-1, channels) / (2 * noise)
     normal: Matrix = np.asarray(rows.T @ rows, np.float64)
     blocks = normal.reshape(places, channels, places, channels)
     shared = backward.T @ backward
     for c in range(channels):
         blocks[:, c, :, c] = blocks[:, c, :, c] + shared
     right = rows.T @ (outputs * trust).reshape(-1) + (backward.T @ aim).reshape(-1)
-    ridge = RIDGE * float(normal.diagonal().max())
+    return normal, right
+
+
+def _least_squares(normal: Matrix, right: Matrix, rng: np.random.Generator) -> tuple[Matrix, Matrix]:
+    """The solution ``[n]`` and the standard deviation of the error in each of its entries.
+
+    Where the equations leave something open it is drawn towards zero.
+
+    Raises:
+        NotInvertible: The equations are not finite.
+    """
+    ridge = PRIOR_STDDEV**-2 + RIDGE * float(normal.diagonal().max())
+    if not (np.isfinite(ridge) and np.isfinite(right).all()):
+        raise NotInvertible("the layers' equations are not finite: its activations are saturated")
     normal[np.diag_indices_from(normal)] = normal.diagonal() + ridge
-    factor = scipy.linalg.cho_factor(normal, overwrite_a=True, check_finite=False)
-    return np.asarray(scipy.linalg.cho_solve(factor, right, check_finite=False)).reshape(places, channels)
+    factor, lower = scipy.linalg.cho_factor(normal, lower=True, overwrite_a=True, check_finite=False)
+    solution = scipy.linalg.cho_solve((factor, lower), right, check_finite=False)
+    # (L Lᵀ)⁻¹ is the covariance, so L⁻ᵀ times white noise has it.
+    probes = rng.normal(size=(len(right), PROBES))
+    errors = scipy.linalg.solve_triangular(factor, probes, lower=lower, trans="T", check_finite=False)
+    return np.asarray(solution), np.asarray(np.sqrt(np.mean(errors**2, axis=1)))
 
 
 def _residual(model: Model, weights: list[Matrix], x: Matrix, label: int, vector: Matrix) -> float:

@@ -223,8 +223,8 @@ def main() -> None:
         results[name] = result
         if not arguments.json:
             print(
-                f"{name}: {result['success_rate']:.1%} of {result['targets']}, median PSNR {result['psnr_median']}, "
-                f"{result['seconds_median']:.3f} s {'' if result['reached'] else 'NOT REACHED'} {result['failures']}"
+                f"{name}: {result['success_rate']:.1%} of {result['targets']}, PSNR {result['psnr_median']}, "
+                f"{result['seconds_median']:.3f} s{'' if result['reached'] else ', NOT REACHED'}"
             )
     if arguments.json:
         print(json.dumps(results if arguments.row == "all" else results[arguments.row], indent=2))
