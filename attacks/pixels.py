@@ -9,7 +9,7 @@ from attacks.base import Images
 
 LEVELS = 255
 """Steps between black and white in an image of 8 bits a channel."""
-ON_GRID = 0.1
+ON_GRID = 0.15
 """Root mean square distance to the nearest level, in steps, below which an image is taken to have been made of
 bytes; pixels of any other origin are 0.29 steps away from it."""
 
@@ -27,6 +27,9 @@ def snap(images: Images) -> Images:
 
 def on_grid(images: Images) -> NDArray[np.bool_]:
     """Which of ``images`` ``[k, ...]`` consist of levels of bytes, but for an error far below one level."""
-    levels = np.round(np.clip(images, 0.0, 1.0) * LEVELS) / LEVELS
-    distance = (images - levels).reshape(len(images), -1)
-    return np.asarray(np.sqrt(np.mean(distance**2, axis=1)) * LEVELS < ON_GRID)
+    steps = np.clip(images, 0.0, 1.0).reshape(len(images), -1) * LEVELS
+    levels = np.round(steps)
+    # Black and white are at hand for any image: only what lies between can tell.
+    between = (levels > 0) & (levels < LEVELS)
+    distance = np.sum(np.where(between, steps - levels, 0.0) ** 2, axis=1) / np.maximum(between.sum(axis=1), 1)
+    return np.asarray(np.sqrt(distance) < ON_GRID)

@@ -29,6 +29,7 @@ from privfed.privacy.accounting import account
 from privfed.privacy.ledger_report import verify_ledger
 from privfed.privacy.sampling import PoissonSampling
 from privfed.rundir import BASELINE_METRICS, LEDGER, METRICS, SETTINGS, TRANSCRIPT, WEIGHTS
+from privfed.transcript import Transcript
 from privfed.verification import verify_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -206,9 +207,19 @@ def committed(folder: Path) -> set[tuple[int, str]]:
 
 
 def outcome(folder: Path) -> Any:
-    """All that a run leaves, times aside: metrics, and the very bytes of model and transcript."""
+    """All that a run leaves, by its bits: times aside, and masks, which are never drawn twice."""
     metrics = [{k: v for k, v in line.items() if k != "seconds"} for line in lines_of(folder / METRICS)]
-    return metrics, (folder / WEIGHTS).read_bytes(), (folder / TRANSCRIPT).read_bytes()
+    seen = Transcript.load(folder / TRANSCRIPT)
+    records = [
+        (
+            *(record.round, record.cohort, record.shares, sorted(record.uploads)),
+            *(part.tobytes() for part in (record.weights, record.new_weights, record.total)),
+            *((client, record.updates[client].tobytes()) for client in sorted(record.updates)),
+        )
+        for record in seen.records
+    ]
+    ends = seen.initial_weights.tobytes(), seen.final_weights.tobytes()
+    return metrics, (folder / WEIGHTS).read_bytes(), (seen.plan, seen.rounds, ends, records)
 
 
 def check_the_end(folder: Path, whole: Path) -> None:
