@@ -36,7 +36,9 @@ PRIOR_STDDEV = 1.0
 FINEST = 1e-13
 """No gradient or activation is taken to be more precise than this."""
 DOUBTFUL = 30
-"""At most so many pixels are tried at the other of two levels."""
+"""At most so many pixels are tried at the levels beside their own."""
+DOUBT = 0.2
+"""Standard deviation of a pixel's error, in levels, from which it is tried."""
 PROBES = 16
 """Random vectors by which the errors of a solution are estimated."""
 
@@ -74,35 +76,36 @@ class RecursiveAnalytic:
         scale = float(np.linalg.norm(error) / np.linalg.norm(model.unflatten(estimate.vector)[-1]))
         gradient = [scale * np.asarray(g, np.float64) for g in model.unflatten(estimate.vector)]
         noise = max(noise * scale, FINEST * max(float(np.abs(g).max()) for g in gradient))
-        x = _invert_chain(chain, weights, gradient, features, error, noise, rng)
+        x, uncertain = _invert_chain(chain, weights, gradient, features, error, noise, rng)
         if not np.isfinite(x).all():
             raise NotInvertible("the layers' equations have no finite solution")
         image, residual, evaluations = _settled(
-            x, lambda image: _residual(model, weights, image, label, estimate.vector)
+            x, uncertain, lambda image: _residual(model, weights, image, label, estimate.vector)
         )
         return Guess(image[None], np.array([label], np.int64), residual, evaluations)
 
 
-def _settled(x: Matrix, residual: Callable[[Matrix], float]) -> tuple[Matrix, float, int]:
+def _settled(x: Matrix, uncertain: Matrix, residual: Callable[[Matrix], float]) -> tuple[Matrix, float, int]:
     """The image of bytes, if it is one, its residual, and how many were taken.
 
-    A pixel almost half a level off may have gone to the wrong one of two: the gradient decides.
+    A pixel whose error may be half a level has perhaps gone to the wrong one: the gradient decides.
     """
     image = snap(x[None])[0]
     lowest, evaluations = residual(image), 1
     if not on_grid(x[None])[0]:
         return image, lowest, evaluations
-    off = np.clip(x, 0, 1) - image
-    for flat in np.argsort(-np.abs(off), axis=None)[:DOUBTFUL]:
+    doubtful = [p for p in np.argsort(-uncertain, axis=None)[:DOUBTFUL] if uncertain.flat[p] * LEVELS > DOUBT]
+    for flat in doubtful:
         pixel = np.unravel_index(flat, x.shape)
-        if abs(off[pixel]) * LEVELS < 0.3:
-            break
-        other = image.copy()
-        other[pixel] += np.sign(off[pixel]) / LEVELS
-        there = residual(other)
-        evaluations += 1
-        if there < lowest:
-            image, lowest = other, there
+        side = 1 if x[pixel] >= image[pixel] else -1
+        for step in (side, -side):
+            other = image.copy()
+            other[pixel] = np.clip(image[pixel] + step / LEVELS, 0, 1)
+            there = residual(other)
+            evaluations += 1
+            if there < lowest:
+                image, lowest = other, there
+                break
     return image, lowest, evaluations
 
 
@@ -138,25 +141,26 @@ def _invert_chain(
     error: Matrix,
     noise: float,
     rng: np.random.Generator,
-) -> Matrix:
-    """The input ``[*input_shape]`` of the chain that has ``features`` at its end."""
+) -> tuple[Matrix, Matrix]:
+    """The input ``[*input_shape]`` of the chain that has ``features`` at its end, and the error in each entry."""
     act = chain.activation
     a, slopes = features, weights[-2] @ error
-    uncertain = np.full(len(features), noise / float(np.linalg.norm(error)))
+    # The inverse of an activation's covariance is root · rootᵀ.
+    root = np.eye(len(features)) * (float(np.linalg.norm(error)) / noise)
     for i in reversed(range(len(chain.convolutions))):
         layer = chain.convolutions[i]
         positions = layer.outputs[0] * layer.outputs[1]
         a = np.clip(a, act.low + INSIDE, act.high - INSIDE).reshape(positions, -1)
-        delta = slopes.reshape(positions, -1) * act.slope(a)
-        kernel, bias = weights[2 * i], weights[2 * i + 1]
-        kernel = kernel.reshape(-1, *kernel.shape[2:])
+        slope = act.slope(a)
+        delta = slopes.reshape(positions, -1) * slope
+        kernel = weights[2 * i].reshape(-1, *weights[2 * i].shape[2:])
         taps = layer.taps()
-        target = gradient[2 * i].reshape(kernel.shape)
         # An error in an activation grows by the inverse's slope on the way through it.
-        trust = act.slope(a) / np.maximum(uncertain.reshape(positions, -1), FINEST)
-        equations = _equations(layer, taps, kernel, act.inverse(a) - bias, trust, delta, target, noise)
-        a, uncertain = _least_squares(*equations, rng)
-        a = a.reshape(-1, layer.inputs[2])
+        rows = root.T @ (_matrix(layer, taps, kernel) * slope.reshape(-1, 1))
+        normal = np.asarray(rows.T @ rows, np.float64)
+        right = rows.T @ (root.T @ ((act.inverse(a) - weights[2 * i + 1]) * slope).reshape(-1))
+        right += _add_gradient(layer, taps, delta, gradient[2 * i].reshape(kernel.shape), noise, normal)
+        a, root = _least_squares(normal, right)
         if i:
             output, tap, source = taps
             slopes = np.zeros((layer.inputs[0] * layer.inputs[1], layer.inputs[2]))
@@ -164,55 +168,59 @@ def _invert_chain(
                 here = tap == k
                 # Within one position of the kernel no input occurs twice.
                 slopes[source[here]] += delta[output[here]] @ kernel[k].T
-    return a.reshape(chain.convolutions[0].inputs)
+    # (root rootᵀ)⁻¹ is the covariance, so root⁻ᵀ times white noise has it.
+    probes = rng.normal(size=(len(a), PROBES))
+    errors = scipy.linalg.solve_triangular(root, probes, lower=True, trans="T", check_finite=False)
+    shape = chain.convolutions[0].inputs
+    return a.reshape(shape), np.sqrt(np.mean(errors**2, axis=1)).reshape(shape)
 
 
-def _equations(
-    layer: Convolution,
-    taps: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
-    kernel: Matrix,
-    outputs: Matrix,
-    trust: Matrix,
-    delta: Matrix,
-    target: Matrix,
-    noise: float,
-) -> tuple[Matrix, Matrix]:
-    """Normal equations ``[n, n]``, ``[n]`` of the least squares for a convolution's input ``[places, channels]``.
+Taps = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+
+def _matrix(layer: Convolution, taps: Taps, kernel: Matrix) -> Matrix:
+    """A convolution of ``kernel`` ``[taps, channels, filters]`` as a matrix from flat inputs to flat outputs."""
+    output, tap, source = taps
+    places, channels = layer.inputs[0] * layer.inputs[1], layer.inputs[2]
+    positions, filters = layer.outputs[0] * layer.outputs[1], layer.outputs[2]
+    matrix = np.zeros((positions, filters, places, channels))
+    matrix[output, :, source, :] = kernel[tap].transpose(0, 2, 1)
+    return matrix.reshape(positions * filters, places * channels)
+
+
+def _add_gradient(
+    layer: Convolution, taps: Taps, delta: Matrix, target: Matrix, noise: float, normal: Matrix
+) -> Matrix:
+    """Add to the normal equations of a convolution's input those of the gradient by its kernel.
 
     Args:
         layer: Its geometry.
         taps: Of ``layer``.
-        kernel: ``[taps, channels, filters]``.
-        outputs: What the kernel makes of the input, ``[output positions, filters]``.
-        trust: One over the standard deviation of the error in each of these.
-        delta: The loss's gradient by the outputs.
+        delta: The loss's gradient by the outputs, ``[output positions, filters]``.
         target: The loss's gradient by the kernel, the input times ``delta``: ``[taps, channels, filters]``.
         noise: Standard deviation of its error.
+        normal: ``[n, n]``, changed in place; ``n`` counts the input's places and, within each, its channels.
+
+    Returns:
+        What is to be added to the right-hand side, ``[n]``.
     """
     output, tap, source = taps
     places, channels = layer.inputs[0] * layer.inputs[1], layer.inputs[2]
-    filters = layer.outputs[2]
-    forward = np.zeros((len(outputs), filters, places, channels))
-    forward[output, :, source, :] = kernel[tap].transpose(0, 2, 1)
-    rows = forward.reshape(-1, places * channels) * trust.reshape(-1, 1)
-    # The gradient's equations are the same for every channel of the input.
-    backward = np.zeros((len(kernel), filters, places))
-    backward[tap, :, source] = delta[output]
-    backward = backward.reshape(-1, places)
+    rows = np.zeros((len(target), layer.outputs[2], places))
+    rows[tap, :, source] = delta[output]
     # The error in ``delta`` itself is about as large as that of the gradient.
-    backward = backward / (2 * noise)
+    rows = rows.reshape(-1, places) / (2 * noise)
     aim = target.transpose(0, 2, 1).reshape(-1, channels) / (2 * noise)
-    normal: Matrix = np.asarray(rows.T @ rows, np.float64)
     blocks = normal.reshape(places, channels, places, channels)
-    shared = backward.T @ backward
+    # They are the same for every channel of the input.
+    shared = rows.T @ rows
     for c in range(channels):
         blocks[:, c, :, c] = blocks[:, c, :, c] + shared
-    right = rows.T @ (outputs * trust).reshape(-1) + (backward.T @ aim).reshape(-1)
-    return normal, right
+    return np.asarray((rows.T @ aim).reshape(-1))
 
 
-def _least_squares(normal: Matrix, right: Matrix, rng: np.random.Generator) -> tuple[Matrix, Matrix]:
-    """The solution ``[n]`` and the standard deviation of the error in each of its entries.
+def _least_squares(normal: Matrix, right: Matrix) -> tuple[Matrix, Matrix]:
+    """The solution ``[n]`` and the lower Cholesky factor of the equations, which are overwritten.
 
     Where the equations leave something open it is drawn towards zero.
 
@@ -223,12 +231,8 @@ def _least_squares(normal: Matrix, right: Matrix, rng: np.random.Generator) -> t
     if not (np.isfinite(ridge) and np.isfinite(right).all()):
         raise NotInvertible("the layers' equations are not finite: its activations are saturated")
     normal[np.diag_indices_from(normal)] = normal.diagonal() + ridge
-    factor, lower = scipy.linalg.cho_factor(normal, lower=True, overwrite_a=True, check_finite=False)
-    solution = scipy.linalg.cho_solve((factor, lower), right, check_finite=False)
-    # (L Lᵀ)⁻¹ is the covariance, so L⁻ᵀ times white noise has it.
-    probes = rng.normal(size=(len(right), PROBES))
-    errors = scipy.linalg.solve_triangular(factor, probes, lower=lower, trans="T", check_finite=False)
-    return np.asarray(solution), np.asarray(np.sqrt(np.mean(errors**2, axis=1)))
+    root = np.asarray(scipy.linalg.cholesky(normal, lower=True, overwrite_a=True, check_finite=False))
+    return np.asarray(scipy.linalg.cho_solve((root, True), right, check_finite=False)), root
 
 
 def _residual(model: Model, weights: list[Matrix], x: Matrix, label: int, vector: Matrix) -> float:
