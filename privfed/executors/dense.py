@@ -15,9 +15,10 @@ import tensorflow as tf
 from privfed.models.functional import Model
 
 _ELEMENTWISE = frozenset(
-    {"Abs", "Add", "AddV2", "BiasAdd", "Cast", "Elu", "Erf", "Exp", "Expm1", "Identity", "LeakyRelu", "Log1p"}
-    | {"Maximum", "Minimum", "Mul", "Neg", "Pow", "RealDiv", "Relu", "Relu6", "Rsqrt", "Select", "SelectV2"}
-    | {"Selu", "Sigmoid", "Sin", "Softplus", "Softsign", "Sqrt", "Square", "Sub", "Tanh"}
+    {"Abs", "Add", "AddV2", "BiasAdd", "Cast", "Elu", "Erf", "Exp", "Expm1", "Identity", "IdentityN"}
+    | {"LeakyRelu", "Log1p", "Maximum", "Minimum", "Mul", "Neg", "Pow", "RealDiv", "Relu", "Relu6"}
+    | {"Rsqrt", "Select", "SelectV2", "Selu", "Sigmoid", "Sin", "Softplus", "Softsign", "Sqrt", "Square"}
+    | {"Sub", "Tanh"}
 )
 """Operations that leave each example to itself, as long as no tensor holds anything but examples or constants."""
 

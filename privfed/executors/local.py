@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from privfed.executors.loop import updates_graph
+from privfed.executors.loop import update_graph, updates_graph
 from privfed.executors.population import check_population
 from privfed.executors.sums import CompiledSum, Data, GhostSum, LoopSum, SumPath, check_path, choose_path
 from privfed.executors.threads import available_cores, configure_threads, training_device
@@ -25,7 +26,7 @@ _COPIES_OF_A_DELTA = 3
 """The loop's array of rows, the stacked rows, and the chunk that the caller may still hold."""
 
 _LONG = 1 << 16
-"""Updates longer than this leave the graph one by one: stacking them would copy them once more."""
+"""Updates longer than this leave the graph one by one: stacking them would copy them twice."""
 
 
 class LocalClientWork(ClientWork):
@@ -71,8 +72,10 @@ class LocalClientWork(ClientWork):
         # Whole rounds of the threads, so that none of them waits for the others.
         self._chunk = room - room % self._threads or room
         self._data = Data(features, labels, self._offsets, self._device)
-        # A graph of its own for every thread, traced when first used.
-        self._graphs = [updates_graph(model, training, self._data.features.dtype) for _ in range(self._threads)]
+        # For every thread a graph of its own, traced when first used.
+        self._updates: list[_Updates] = [
+            _Updates(model, training, self._data, self._device) for _ in range(self._threads)
+        ]
         self._sums: dict[bool, list[SumPath]] = {}
         self._building = threading.Lock()
 
@@ -81,7 +84,38 @@ class LocalClientWork(ClientWork):
         start, ids = self._start(weights), np.asarray(clients, np.int64)
         with self._pool() as pool:
             for first in range(0, len(ids), self._chunk):
-                yield self._updates(pool, start, ids[first : first + self._chunk], seed)
+                chunk = ids[first : first + self._chunk]
+                deltas = np.empty((len(chunk), self._model.dimension), np.float32)
+                loss_sum, correct = np.zeros((2, len(chunk)))
+
+                def train(updates: _Updates, share: NDArray[np.int64], made: tuple[Any, ...]) -> None:
+                    clients, columns = made[0], made[1:]
+                    for piece in updates.pieces(share, len(share)):
+                        got = updates(start, clients[piece], seed)
+                        for column, value in zip(columns, got, strict=True):
+                            column[piece] = value
+
+                made = (chunk, deltas, loss_sum, correct)
+                shares = self._shares(chunk)
+                list(pool.map(train, self._updates, shares, [made] * len(shares)))
+                yield self._as_updates(*made)
+
+    def each(
+        self,
+        weights: Vector,
+        clients: Sequence[int],
+        seed: Sequence[int],
+        consume: Callable[[ClientUpdates], None],
+    ) -> None:
+        """Train ``clients``, and hand each thread's updates to ``consume`` in that thread; see ``ClientWork``."""
+        start, ids = self._start(weights), np.asarray(clients, np.int64)
+
+        def train(updates: _Updates, share: NDArray[np.int64]) -> None:
+            for piece in updates.pieces(share, max(1, self._chunk // self._threads)):
+                consume(self._as_updates(ids[piece], *updates(start, ids[piece], seed)))
+
+        with self._pool() as pool:
+            list(pool.map(train, self._updates, self._shares(ids)))
 
     def clipped_sum(
         self,
@@ -166,24 +200,40 @@ class LocalClientWork(ClientWork):
         shares = [np.flatnonzero(owner == thread) for thread in range(self._threads)]
         return [share for share in shares if len(share)]
 
-    def _updates(
-        self, pool: ThreadPoolExecutor, start: Any, chunk: NDArray[np.int64], seed: Sequence[int]
+    def _as_updates(
+        self, clients: NDArray[np.int64], deltas: NDArray[np.float32], loss_sum: Any, correct: Any
     ) -> ClientUpdates:
-        deltas = np.empty((len(chunk), self._model.dimension), np.float32)
-        loss_sum, correct = np.zeros((2, len(chunk)))
-        at_once = 1 if self._model.dimension > _LONG else len(chunk)
-
-        def train(graph: Any, share: NDArray[np.int64]) -> None:
-            for first in range(0, len(share), at_once):
-                here = share[first : first + at_once]
-                steps = schedule(self._offsets, chunk[here], self._training, seed)
-                arguments = (steps.rows, steps.step_bounds, steps.client_bounds)
-                with tf.device(self._device):
-                    got = graph(start, self._data.features, self._data.labels, *arguments)
-                rows = slice(here[0], here[-1] + 1)
-                deltas[rows], loss_sum[rows], correct[rows] = (result.numpy() for result in got)
-
-        list(pool.map(train, self._graphs, self._shares(chunk)))
-        examples = self._offsets[chunk + 1] - self._offsets[chunk]
+        examples = self._offsets[clients + 1] - self._offsets[clients]
         seen = (self._training.epochs * examples).astype(np.float64)
-        return ClientUpdates(tuple(chunk.tolist()), deltas, examples, loss_sum, correct, seen)
+        return ClientUpdates(tuple(clients.tolist()), deltas, examples, loss_sum, correct, seen)
+
+
+class _Updates:
+    """Single updates, for one thread."""
+
+    def __init__(self, model: Model, training: LocalTraining, data: Data, device: str) -> None:
+        self._training, self._data, self._device = training, data, device
+        self._long = model.dimension > _LONG
+        self._graph: Any = None
+        self._build = partial(update_graph if self._long else updates_graph, model, training, data.features.dtype)
+
+    def pieces(self, share: NDArray[np.int64], most: int) -> Iterator[NDArray[np.int64]]:
+        """``share`` cut into what one call takes, and no more than ``most``."""
+        most = 1 if self._long else most
+        for first in range(0, len(share), most):
+            yield share[first : first + most]
+
+    def __call__(
+        self, start: Any, clients: NDArray[np.int64], seed: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+        """Deltas ``[clients, d]``, loss sums and counts of right answers ``[clients]``."""
+        if self._graph is None:
+            self._graph = self._build()
+        steps = schedule(self._data.offsets, clients, self._training, seed)
+        arguments = [steps.rows, steps.step_bounds, *([] if self._long else [steps.client_bounds])]
+        with tf.device(self._device):
+            got = self._graph(start, self._data.features, self._data.labels, *arguments)
+        deltas, loss_sum, correct = (value.numpy() for value in got)
+        if self._long:
+            return deltas[None], np.array([loss_sum]), np.array([correct])
+        return deltas, loss_sum, correct

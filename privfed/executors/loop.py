@@ -30,7 +30,25 @@ def updates_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> 
         _, *filled = tf.while_loop(lambda i, *_: i < count, client, (0, *rows_of), parallel_iterations=1)
         return [array.stack() for array in filled]
 
-    return tf.function(train, input_signature=_signature(model, feature_dtype), autograph=False)
+    signature = _signature(model, feature_dtype)
+    return tf.function(train, input_signature=signature, autograph=False).get_concrete_function()
+
+
+def update_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> Any:
+    """``(weights, features, labels, rows, step bounds) -> (delta [d], loss sum, correct)`` of one client.
+
+    For long updates, which an array of updates would copy twice.
+    """
+
+    def train(weights, features, labels, rows, step_bounds):  # type: ignore[no-untyped-def]  # traced
+        start = model.unflatten(weights)
+        steps = _Steps(model, training, features, labels, rows, step_bounds)
+        w, loss_sum, correct = steps.run(start, tf.constant(0), tf.size(step_bounds) - 1)
+        delta = tf.concat([tf.reshape(b - a, [-1]) for a, b in zip(start, w, strict=True)], 0)
+        return delta, loss_sum, correct
+
+    signature = _signature(model, feature_dtype)[:-1]
+    return tf.function(train, input_signature=signature, autograph=False).get_concrete_function()
 
 
 def sum_graph(model: Model, training: LocalTraining, feature_dtype: Any, total_dtype: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -78,7 +78,7 @@ class ClippedSum:
 
 
 class ClientWork(Protocol):
-    """Trains clients from the same weights. Executors that inherit from it have the plain ``clipped_sum``."""
+    """Trains clients from the same weights; who inherits from it has plain ``each`` and ``clipped_sum``."""
 
     def __call__(self, weights: Vector, clients: Sequence[int], seed: Sequence[int]) -> Iterator[ClientUpdates]:
         """Train ``clients`` from ``weights`` ``[d]``; yields their updates in chunks, in the order given.
@@ -86,6 +86,20 @@ class ClientWork(Protocol):
         ``seed`` and a client's identifier fix the order of its examples, so every executor trains alike.
         """
         ...
+
+    def each(
+        self,
+        weights: Vector,
+        clients: Sequence[int],
+        seed: Sequence[int],
+        consume: Callable[[ClientUpdates], None],
+    ) -> None:
+        """Train ``clients`` likewise, and hand their updates to ``consume`` where they are made.
+
+        It may be called from several threads at the same time, in any order, and must not keep the updates.
+        """
+        for chunk in self(weights, clients, seed):
+            consume(chunk)
 
     def clipped_sum(
         self,

@@ -16,10 +16,8 @@ changes nothing but rounding in mode ``off``, and nothing at all in mode ``ring`
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfed.federated.aggregation import Aggregate, Aggregation, PlainAggregation, RunningSum
-from privfed.federated.client_work import ClientWork
+from privfed.federated.client_work import ClientUpdates, ClientWork
 from privfed.federated.cohorts import Cohort
 from privfed.federated.server_update import ServerOptimizer, State
 from privfed.federated.streams import Purpose, Streams
@@ -40,9 +38,6 @@ from privfed.transcript import RoundRecord
 
 Vector = NDArray[np.float32]
 Real = NDArray[np.float64]
-
-_WORTH_A_THREAD = 1 << 14
-"""Coordinates above which the client half of a mechanism is worth handing to another thread."""
 
 _FLOAT_BYTES = 4
 
@@ -204,7 +199,7 @@ class Round:
         nothing = np.zeros(length, np.int64 if integral else np.float64)
         local.vectors = dict.fromkeys(cohort.clients, nothing)
 
-        def client_half(client: int, delta: Vector) -> tuple[float, bool, NDArray[Any]] | None:
+        def client_half(client: int, delta: Vector) -> _Half | None:
             source = self.streams.source(Purpose.CLIENT_NOISE, terms.round, client)
             try:
                 sent = self.mechanism.on_client(state, delta, slack, terms, source)
@@ -216,20 +211,30 @@ class Round:
             if local.running is not None:
                 local.running.add(client, vector)
                 vector = nothing
-            return sent.norm_before, sent.was_clipped, vector
+            return _Half(vector, sent.norm_before, sent.was_clipped)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            side_by_side = pool.map if length >= _WORTH_A_THREAD else map
-            for chunk in self.work(weights, _arriving(cohort), self.streams.key(Purpose.SHUFFLE, terms.round)):
-                local.count(chunk.loss_sum, chunk.correct, chunk.seen)
-                halves: Iterable[Any] = side_by_side(client_half, chunk.clients, chunk.deltas)
-                for client, half in zip(chunk.clients, halves, strict=True):
-                    if half is None:
-                        local.non_finite.append(client)
-                        continue
-                    norm, was_clipped, local.vectors[client] = half
-                    local.norms.append(norm)
-                    local.clipped += was_clipped
+        halves: dict[int, tuple[_Half | None, float, float, float]] = {}
+
+        def consume(chunk: ClientUpdates) -> None:
+            for i, (client, delta) in enumerate(zip(chunk.clients, chunk.deltas, strict=True)):
+                counts = chunk.loss_sum[i], chunk.correct[i], chunk.seen[i]
+                halves[client] = (client_half(client, delta), *counts)
+
+        clients, seed = _arriving(cohort), self.streams.key(Purpose.SHUFFLE, terms.round)
+        if local.running is not None:
+            self.work.each(weights, clients, seed, consume)
+        else:
+            for chunk in self.work(weights, clients, seed):
+                consume(chunk)
+        for client in clients:  # in one order, whoever was ready first
+            half, *counts = halves[client]
+            local.count(*counts)
+            if half is None:
+                local.non_finite.append(client)
+                continue
+            local.vectors[client] = half.vector
+            local.norms.append(half.norm)
+            local.clipped += half.was_clipped
         return local
 
     def _clip_in_training(self, state: MechanismState, dimension: int) -> float | None:
@@ -251,7 +256,7 @@ class Round:
             None if math.isinf(clip_norm) else clip_norm,
             exact=self.streams.secure,
         )
-        local.count(done.loss_sum, done.correct, done.seen)
+        local.count(float(np.nansum(done.loss_sum)), float(done.correct.sum()), float(done.seen.sum()))
         norms = done.norms[done.finite]
         local.norms, local.clipped = norms.tolist(), int((norms > clip_norm).sum())
         clients = np.array(done.clients, np.int64)
@@ -350,11 +355,20 @@ class _Local:
     correct: float = 0.0
     seen: float = 0.0
 
-    def count(self, loss_sum: Real, correct: Real, seen: Real) -> None:
-        """Add what clients report of their training."""
-        self.loss_sum += float(np.nansum(loss_sum))
-        self.correct += float(correct.sum())
-        self.seen += float(seen.sum())
+    def count(self, loss_sum: float, correct: float, seen: float) -> None:
+        """Add what clients report of their training; a loss that is not a number counts as none."""
+        self.loss_sum += 0.0 if math.isnan(loss_sum) else loss_sum
+        self.correct += correct
+        self.seen += seen
+
+
+@dataclass(frozen=True, eq=False)
+class _Half:
+    """What the client half of the mechanism made of an update."""
+
+    vector: NDArray[Any]
+    norm: float
+    was_clipped: bool
 
 
 def _arriving(cohort: Cohort) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ FRACTION_BITS = 30
 
 
 _BLAS_PART = 1 << 13
+_ZEROS = memoryview(bytes(8 * BLOCK))
 
 
 class Rounding(Protocol):
@@ -47,7 +48,6 @@ class Float32Rounding:
     def __init__(self, scale: float, bound: float, key: bytes) -> None:
         self._scale, self._limit = np.float32(scale), (1.001 * bound) ** 2
         self._stream = keystream(key)
-        self._zeros = bytes(4 * BLOCK)
         self._words = np.empty(BLOCK, "<u4")
         self._scaled, self._rest = np.empty((2, BLOCK), np.float32)
         self._steps, self._bits = np.empty((2, BLOCK), np.int32)
@@ -58,7 +58,8 @@ class Float32Rounding:
         scaled, rest, steps, bits = (
             scratch[:size] for scratch in (self._scaled, self._rest, self._steps, self._bits)
         )
-        np.multiply(block, self._scale, out=scaled)
+        with np.errstate(over="ignore"):
+            np.multiply(block, self._scale, out=scaled)
         # Right to a thousandth, and false for what is not a number.
         if not sum_of_squares(scaled) <= self._limit:
             return None
@@ -67,7 +68,7 @@ class Float32Rounding:
         np.subtract(scaled, rest, out=rest)
         np.multiply(rest, np.float32(2**FRACTION_BITS), out=rest)
         bits[...] = rest
-        words = _next_words(self._stream, self._zeros, self._words, size)
+        words = _next_words(self._stream, self._words, size)
         np.right_shift(words, 32 - FRACTION_BITS, out=words)
         np.add(bits, words.view(np.int32), out=bits)
         np.right_shift(bits, FRACTION_BITS, out=bits)
@@ -89,12 +90,11 @@ class Float64Rounding:
         self._scale, self._bound = scale, bound
         self._dtype = np.dtype(f"i{ring_bits // 8}")
         self._stream = keystream(key)
-        self._zeros = bytes(8 * BLOCK)
         self._words = np.empty(BLOCK, "<u8")
 
     def __call__(self, block: NDArray[Any]) -> NDArray[Any] | None:
         """As ``Rounding``."""
-        words = _next_words(self._stream, self._zeros, self._words, len(block))
+        words = _next_words(self._stream, self._words, len(block))
         with np.errstate(over="ignore"):
             magnitudes = np.abs(block.astype(np.float64)) * self._scale
         if not magnitudes.max() <= self._bound:
@@ -122,7 +122,7 @@ def sum_of_squares(vector: NDArray[Any]) -> float:
     return total
 
 
-def _next_words(stream: CipherContext, zeros: bytes, into: NDArray[Any], size: int) -> NDArray[Any]:
+def _next_words(stream: CipherContext, into: NDArray[Any], size: int) -> NDArray[Any]:
     words = into[:size]
-    stream.update_into(memoryview(zeros)[: words.nbytes], words.view(np.uint8).data)
+    stream.update_into(_ZEROS[: words.nbytes], words.view(np.uint8).data)
     return words

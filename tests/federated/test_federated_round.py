@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from privfed.federated.aggregation import Aggregation, PlainAggregation, RingAggregation
-from privfed.federated.client_work import ClientUpdates, ClientWork
+from privfed.federated.client_work import ClientUpdates, ClientWork, clip_and_sum
 from privfed.federated.cohorts import Cohort
 from privfed.federated.round import Round, RoundOutcome
 from privfed.federated.server_update import sgd
 from privfed.federated.streams import Streams
-from privfed.privacy.mechanisms import CentralGaussian, Mechanism, NoMechanism
+from privfed.privacy.mechanisms import AdaptiveClipping, CentralGaussian, LocalGaussian, Mechanism, NoMechanism
 from privfed.privacy.randomness import SeededSource
 from privfed.secagg import ProtocolSum, RingSum, Stage
 
@@ -58,6 +58,7 @@ def run(
     shares: np.ndarray | None = None,
     bits: int = 32,
     released: list[Any] | None = None,
+    record: bool = True,
 ) -> RoundOutcome:
     one = Round(
         FixedWork(deltas),
@@ -69,7 +70,8 @@ def run(
         shares,
     )
     sink = released if released is not None else []
-    return one(3, WEIGHTS, one.initialize(D), cohort or Cohort(CLIENTS, {}), lambda w, _: sink.append(w))
+    state, cohort = one.initialize(D), cohort or Cohort(CLIENTS, {})
+    return one(3, WEIGHTS, state, cohort, lambda w, _: sink.append(w), record=record)
 
 
 def clipped(deltas: np.ndarray = DELTAS) -> np.ndarray:
@@ -184,3 +186,75 @@ def test_the_server_of_the_protocol_receives_masks_only() -> None:
         # A masked coordinate is uniform on the ring, thousands of times wider than any update.
         assert np.linalg.norm(upload) > 10 * np.linalg.norm(record.updates[client])
     assert not run("ring").record.uploads
+
+
+UNRECORDED = [
+    ("off", None, 32),
+    ("off", CentralGaussian(CLIP, 0.5), 32),
+    ("ring", None, 32),
+    ("ring", CentralGaussian(CLIP, 0.5), 64),
+    ("ring", AdaptiveClipping(CLIP, 0.5, 8.0), 32),
+    ("protocol", CentralGaussian(CLIP, 0.5), 32),
+    ("off", LocalGaussian(CLIP, 0.5), 32),
+]
+
+
+@pytest.mark.parametrize(("mode", "mechanism", "bits"), UNRECORDED)
+@pytest.mark.parametrize("shares", [None, np.linspace(0.1, 1, len(CLIENTS))])
+def test_a_round_that_nobody_records_gives_the_same_model_and_metrics(
+    mode: str, mechanism: Mechanism | None, bits: int, shares: np.ndarray | None
+) -> None:
+    deltas = DELTAS.copy()
+    deltas[4, 7] = np.nan
+    cohort = Cohort(CLIENTS, {0: None, 6: Stage.MASKED_INPUT})
+    recorded, unrecorded = (
+        run(mode, deltas=deltas, mechanism=mechanism, cohort=cohort, shares=shares, bits=bits, record=record)
+        for record in (True, False)
+    )
+    assert unrecorded.record is None
+    if mode == "off":
+        np.testing.assert_allclose(unrecorded.weights, recorded.weights, rtol=1e-5, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(unrecorded.weights, recorded.weights)
+    for key, value in vars(recorded.metrics).items():
+        if key != "seconds":
+            got = getattr(unrecorded.metrics, key)
+            assert got == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), key
+    assert {k: v[0] for k, v in unrecorded.stage_costs.items()} == {
+        k: v[0] for k, v in recorded.stage_costs.items()
+    }
+    assert (unrecorded.metrics.survivors, unrecorded.metrics.non_finite) == (6, 1)
+
+
+class Refusing(FixedWork):
+    """A client work that must not be asked for single updates."""
+
+    def __call__(self, weights: Any, clients: Sequence[int], seed: Sequence[int]) -> Iterator[ClientUpdates]:
+        raise AssertionError("asked for single updates")
+
+    def clipped_sum(self, weights: Any, clients: Any, seed: Any, clip_norm: Any, *, exact: bool = False) -> Any:
+        self.asked = (tuple(clients), clip_norm, exact)
+        return clip_and_sum(FixedWork.__call__(self, weights, clients, seed), clip_norm, D)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_plain_clip_and_sum_is_left_to_the_training(secure: bool) -> None:
+    work = Refusing(DELTAS)
+    mechanism = CentralGaussian(CLIP, 1e-3, secure=secure)
+    one = Round(work, mechanism, PlainAggregation(), sgd(1.0), Streams(7, secure=secure), 8.0)
+    cohort = Cohort(CLIENTS, {0: None, 6: Stage.MASKED_INPUT})
+    outcome = one(1, WEIGHTS, one.initialize(D), cohort, lambda w, _: None, record=False)
+    np.testing.assert_allclose(outcome.weights, WEIGHTS + clipped()[1:].sum(0) / 8, atol=5e-3)
+    clients, clip_norm, exact = work.asked
+    assert (clients, exact) == (CLIENTS[1:], secure)  # client 0 vanishes before it sends anything
+    assert clip_norm == mechanism.flat_clip((), D)
+    with pytest.raises(AssertionError, match="single updates"):
+        one(1, WEIGHTS, one.initialize(D), cohort, lambda w, _: None, record=True)
+
+
+def test_an_unrecorded_round_below_the_threshold_releases_nothing() -> None:
+    released: list[Any] = []
+    cohort = Cohort(CLIENTS, dict.fromkeys(range(4), Stage.SHARE_KEYS))
+    outcome = run("ring", cohort=cohort, released=released, record=False)
+    assert "threshold 5" in (outcome.metrics.aborted or "")
+    assert released == []

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from privfed.secagg import FixedPointCodec
+from privfed.secagg import FixedPointCodec, rounding
 from privfed.secagg.codec import _exact_square_sum
 from privfed.secagg.errors import CodecError, ParameterError
 
@@ -133,6 +133,90 @@ def test_rounding_is_unbiased(value: float, bits: int) -> None:
 def test_the_bias_test_catches_words_that_are_not_uniform(value: float) -> None:
     halved = words(np.random.default_rng(12), 200_000) >> np.uint64(1)
     assert abs(z_score(rounded_up(value, halved, 32), len(halved), value - math.floor(value))) > Z_LIMIT
+
+
+KEY = bytes(range(32))
+
+
+def added(codec: FixedPointCodec, update: np.ndarray, key: bytes = KEY) -> np.ndarray:
+    total = np.zeros(codec.dimension, codec.dtype)
+    codec.add_encoded(total, update, key)
+    return total
+
+
+@settings(deadline=None, max_examples=60)
+@given(codecs, st.integers(0, 2**32), st.sampled_from([np.float32, np.float64]))
+def test_adding_an_encoded_update_is_encoding_it(
+    case: tuple[int, float, int, int], seed: int, dtype: type
+) -> None:
+    codec = FixedPointCodec.for_cohort(*case)
+    rng = np.random.default_rng(seed)
+    update = (clipped(codec, rng) * (1 - 2.0**-20)).astype(dtype)
+    encoded = added(codec, update)
+    steps = [int(value) for value in codec.to_signed(encoded)]
+    assert sum(step * step for step in steps) <= (Fraction(codec.clip_norm) * Fraction(codec.scale)) ** 2
+    for value, step in zip(update, steps, strict=True):
+        exact = Fraction(float(value)) * Fraction(codec.scale)
+        assert abs(exact - step) < 1
+        assert step * exact >= 0
+    before = rng.integers(0, 2 ** case[3], codec.dimension, dtype=codec.dtype)
+    after = before.copy()
+    codec.add_encoded(after, update, KEY)
+    np.testing.assert_array_equal(after, before + encoded)
+
+
+def added_ups(value: float, size: int, dtype: type, bits: int) -> int:
+    codec = FixedPointCodec.for_cohort(4, 2.0**20, size, bits)
+    steps = codec.to_signed(added(codec, np.full(size, value / codec.scale, dtype)))
+    floor = math.floor(value)
+    assert set(np.unique(steps)) <= {floor, floor + 1}
+    return int((steps == floor + 1).sum())
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(np.float32, 32), (np.float64, 32), (np.float32, 64)])
+@pytest.mark.parametrize("value", [0.5, 3.25, 7.890625, -0.3125, -12.75, 1000.0625, 0.0078125])
+def test_adding_rounds_without_bias(value: float, dtype: type, bits: int) -> None:
+    size = 200_000
+    assert abs(z_score(added_ups(value, size, dtype, bits), size, value - math.floor(value))) < Z_LIMIT
+
+
+@pytest.mark.parametrize("value", [3.25, -0.3125])
+def test_the_bias_test_of_adding_catches_words_that_are_not_uniform(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uniform = rounding._next_words
+    monkeypatch.setattr(rounding, "_next_words", lambda *arguments: uniform(*arguments) >> np.uint32(1))
+    ups = added_ups(value, 200_000, np.float32, 32)
+    assert abs(z_score(ups, 200_000, value - math.floor(value))) > Z_LIMIT
+
+
+def test_roundings_differ_by_key_and_by_coordinate() -> None:
+    size = 100_000
+    codec = FixedPointCodec.for_cohort(4, 2.0**20, size)
+    update = np.full(size, 0.5 / codec.scale, np.float32)
+    first, second = (codec.to_signed(added(codec, update, bytes([i]) * 32)) for i in (1, 2))
+    np.testing.assert_array_equal(first, codec.to_signed(added(codec, update, bytes([1]) * 32)))
+    for bits in (first ^ second, first[1:] ^ first[:-1]):
+        assert abs(z_score(int(bits.sum()), len(bits), 0.5)) < Z_LIMIT
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_adding_refuses_what_encoding_refuses(bits: int, dtype: type) -> None:
+    codec = FixedPointCodec.for_cohort(3, 1.0, 70_000, bits)
+    total = np.zeros(70_000, codec.dtype)
+    for bad in (math.nan, math.inf):
+        update = np.zeros(70_000, dtype)
+        update[69_999] = bad
+        with pytest.raises(CodecError, match="1 of 70000 coordinates are NaN or infinite"):
+            codec.add_encoded(total, update, KEY)
+    for long in (np.full(70_000, 1 / math.sqrt(69_000), dtype), np.full(70_000, 1e30, dtype)):
+        with pytest.raises(CodecError, match=r"exceeds the clip norm 1\.0\. Clip to"):
+            codec.add_encoded(total, long, KEY)
+    with pytest.raises(CodecError, match="update: must be float32 or float64"):
+        codec.add_encoded(total, np.zeros(3), KEY)
+    with pytest.raises(CodecError, match="total: must be"):
+        codec.add_encoded(np.zeros(3, codec.dtype), np.zeros(70_000), KEY)
 
 
 def test_tiny_negative_numbers_do_not_become_a_step() -> None:
