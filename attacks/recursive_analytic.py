@@ -156,7 +156,9 @@ def _invert_chain(
         kernel = weights[2 * i].reshape(-1, *weights[2 * i].shape[2:])
         taps = layer.taps()
         # An error in an activation grows by the inverse's slope on the way through it.
-        rows = root.T @ (_matrix(layer, taps, kernel) * slope.reshape(-1, 1))
+        rows = scipy.linalg.blas.dtrmm(
+            1.0, root, _matrix(layer, taps, kernel) * slope.reshape(-1, 1), lower=1, trans_a=1
+        )
         normal = np.asarray(rows.T @ rows, np.float64)
         right = rows.T @ (root.T @ ((act.inverse(a) - weights[2 * i + 1]) * slope).reshape(-1))
         right += _add_gradient(layer, taps, delta, gradient[2 * i].reshape(kernel.shape), noise, normal)
