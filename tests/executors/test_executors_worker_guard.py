@@ -34,7 +34,7 @@ def alive(pid: int) -> bool:
     try:
         # A zombie is dead; it only waits to be reaped.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before the file was opened, or before it was read
         return False
 
 
