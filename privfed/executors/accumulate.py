@@ -36,8 +36,13 @@ def squared_norm(update: Sequence[Any]) -> Any:
     def in_float64() -> Any:
         return tf.add_n([tf.reduce_sum(tf.square(tf.cast(part, tf.float64))) for part in update])
 
-    squared = tf.add_n([_sum_of_squares(part) for part in update])
+    squared = squared_norm_in_pieces(update)
     return tf.cond(tf.math.is_finite(squared), lambda: squared, in_float64)
+
+
+def squared_norm_in_pieces(update: Sequence[Any]) -> Any:
+    """The same, except that updates longer than about 10¹⁹ may come out as infinite."""
+    return tf.add_n([_sum_of_squares(part) for part in update])
 
 
 def clip_factor(norm: Any, clip_norm: Any, dimension: int) -> Any:

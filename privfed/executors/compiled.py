@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from privfed.executors.accumulate import add_contribution, clip_factor, squared_norm
+from privfed.executors.accumulate import add_contribution, clip_factor, squared_norm_in_pieces
 from privfed.executors.population import as_model_input
 from privfed.executors.steps import local_step
 from privfed.federated.client_work import LocalTraining, Schedule
@@ -81,8 +81,10 @@ class Batches:
 def compiled_sum_graph(
     model: Model, training: LocalTraining, shape: CallShape, features: Any, labels: Any, total_dtype: Any
 ) -> Any:
-    """``(weights, features, labels, *batches, clip norm)`` as ``loop.sum_graph``.
+    """``(weights, features, labels, *batches, clip norm)`` as ``loop.sum_graph``, for clients with examples.
 
+    A client whose squared norm is not finite is not in the total, although its update may be: see
+    ``squared_norm_in_pieces``; a branch for it in here would cost every client a copy of its update.
     What is known of each client is as long as the call has steps; the first ``clients`` entries are filled.
     """
     turned = [_better_turned(spec.shape) for spec in model.variables]
@@ -103,11 +105,11 @@ def compiled_sum_graph(
 
         def client(i, total, *known):  # type: ignore[no-untyped-def]  # traced
             zero, last = tf.constant(0.0, tf.float64), client_bounds[i + 1]
-            _, w, loss_sum, correct = tf.while_loop(
-                lambda s, *_: s < last, step, (client_bounds[i], start, zero, zero), parallel_iterations=1
-            )
+            # The first step is taken out of the loop, which saves the loop's copy of the weights.
+            first = step(client_bounds[i], start, zero, zero)  # type: ignore[no-untyped-call]  # traced
+            _, w, loss_sum, correct = tf.while_loop(lambda s, *_: s < last, step, first, parallel_iterations=1)
             update = [b - a for a, b in zip(start, w, strict=True)]
-            squared = squared_norm(update)
+            squared = squared_norm_in_pieces(update)
             factor = clip_factor(tf.sqrt(squared), clip_norm, model.dimension)
             total = add_contribution(total, update, factor, tf.math.is_finite(squared), fused=True)
             values = (squared, loss_sum, correct)

@@ -187,7 +187,6 @@ class LocalClientWork(ClientWork):
         if path == "ghost":
             return [GhostSum(model, training, data) for _ in range(self._threads)]
         if path == "xla":
-            # Threads may share what XLA compiled.
             return [CompiledSum(model, training, data, exact)] * self._threads
         return [LoopSum(model, training, data, exact) for _ in range(self._threads)]
 

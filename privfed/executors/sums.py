@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -118,13 +120,15 @@ class LoopSum:
 
 
 class CompiledSum:
-    """Path ``xla``."""
+    """Path ``xla``; threads may share one."""
 
     def __init__(self, model: Model, training: LocalTraining, data: Data, exact: bool) -> None:
         self._training, self._data = training, data
         self._shape = CallShape.for_population(np.diff(data.offsets), training)
         dtype = tf.float64 if exact else tf.float32
         self._graph = compiled_sum_graph(model, training, self._shape, data.features, data.labels, dtype)
+        self._loop = cache(lambda: LoopSum(model, training, data, exact))
+        self._looping = threading.Lock()
 
     def pieces(self, clients: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """As ``SumPath``."""
@@ -155,7 +159,26 @@ class CompiledSum:
             steps.clients,
             clip_norm,
         )
-        return [total.numpy(), *(value.numpy()[: len(clients)] for value in known)]
+        result = [total.numpy(), *(value.numpy()[: len(clients)] for value in known)]
+        return self._with_diverged(result, weights, clients, seed, clip_norm)
+
+    def _with_diverged(
+        self,
+        result: list[NDArray[Any]],
+        weights: Any,
+        clients: NDArray[np.int64],
+        seed: Sequence[int],
+        clip_norm: Any,
+    ) -> list[NDArray[Any]]:
+        """Go through clients again whose norm float32 cannot tell from infinity: rare, so it may be slow."""
+        diverged = np.flatnonzero(~np.isfinite(result[1]))
+        if len(diverged):
+            with self._looping:
+                part, squared, *_ = self._loop()(weights, clients[diverged], seed, clip_norm)
+            squared_norms = result[1].copy()
+            squared_norms[diverged] = squared
+            result[:2] = [result[0] + part, squared_norms]
+        return result
 
 
 class GhostSum:

@@ -29,6 +29,7 @@ from privfed.federated.client_work import ClientUpdates, ClientWork
 from privfed.federated.cohorts import Cohort
 from privfed.federated.server_update import ServerOptimizer, State
 from privfed.federated.streams import Purpose, Streams
+from privfed.privacy.clipping import l2_norm
 from privfed.privacy.errors import NonFiniteUpdateError
 from privfed.privacy.mechanisms import Mechanism, Terms
 from privfed.privacy.mechanisms import State as MechanismState
@@ -312,7 +313,7 @@ class Round:
         stddev = self.mechanism.stddev(state)
         if aggregate is None or not stddev or self.mechanism.integral:
             return None
-        return float(np.linalg.norm(aggregate.total[:dimension])) / (stddev * math.sqrt(dimension))
+        return l2_norm(aggregate.total[:dimension]) / (stddev * math.sqrt(dimension))
 
     def _record(
         self, terms: Terms, weights: Vector, new_weights: Vector, cohort: Cohort, aggregate: Aggregate | None

@@ -77,7 +77,7 @@ def clip_by_l2(update: NDArray[np.float32], norm: float) -> Contribution:
     return Contribution(clipped, length, True)
 
 
-def l2_norm(update: NDArray[np.float32]) -> float:
+def l2_norm(update: NDArray[np.float32] | NDArray[np.float64]) -> float:
     """L2 norm in float64, block by block so that no copy of it all is made."""
     squared, block = 0.0, np.empty(min(_BLOCK, len(update)))
     for start in range(0, len(update), _BLOCK):
