@@ -24,7 +24,7 @@ from privfed.transcript import Observation, Observer, View
 
 CERTAIN = 0.01
 """A share of contradictions this small, and all pixels bytes, are no accident: one with wrong parts has many."""
-PATIENCE = 15
+PATIENCE = 60
 """Rounds in which a decomposition with some contradictions, or without bytes, may be bettered."""
 FAR = 1e3
 """Updates this many times as large as the weights are not added to them."""
@@ -41,7 +41,7 @@ class SparseDecomposition:
         most: Observations of more examples than this are turned away.
     """
 
-    rounds: int = 60
+    rounds: int = 200
     most: int = 64
 
     name: ClassVar[str] = "sparse_decomposition"
