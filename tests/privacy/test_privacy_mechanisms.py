@@ -115,6 +115,10 @@ def test_the_noise_of_the_sum_has_the_claimed_scale(name: str, secure: bool) -> 
     noised, _ = one_round(case.build(secure), rows, source)
     noise = noised - rows.astype(np.float64).sum(0)
     variance = COHORT * case.clients_noise**2 + case.server_noise**2
+    mechanism = case.build(secure)
+    assert mechanism.client_noise == pytest.approx(case.clients_noise, rel=1e-4)
+    if not mechanism.whole_run:  # else the fresh noise is one part of what is added
+        assert mechanism.stddev(mechanism.initialize(D), COHORT) == pytest.approx(math.sqrt(variance), rel=1e-4)
     if variance == 0:
         np.testing.assert_allclose(noise, 0, atol=1e-6)
         return

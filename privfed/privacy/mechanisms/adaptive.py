@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from privfed.privacy.accounting import MODELS_ONLY, ObservedRelease, Release
 from privfed.privacy.clipping import Contribution, clip_by_l2
 from privfed.privacy.errors import PrivacyError
-from privfed.privacy.mechanisms.base import State, Terms, clip_with_room
-from privfed.privacy.mechanisms.central import add_gaussian, check_positive
+from privfed.privacy.mechanisms.base import PlainVectors, State, Terms, clip_with_room
+from privfed.privacy.mechanisms.central import add_gaussian, check_positive, grid_step
 from privfed.privacy.randomness import RandomSource
 from privfed.privacy.sampling import SamplingScheme
 
@@ -21,7 +21,7 @@ HALF = 0.5
 
 
 @dataclass(frozen=True)
-class AdaptiveClipping:
+class AdaptiveClipping(PlainVectors):
     """Central Gaussian noise under a clip norm that tracks a quantile (Andrew et al. 2021, Algorithm 1).
 
     Each client sends, behind its clipped update, whether its norm was within the bound. The noised share of those
@@ -47,8 +47,6 @@ class AdaptiveClipping:
     rate: float = 0.2
     bit_stddev: float | None = None
     secure: bool = False
-    integral: bool = False
-    whole_run: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self, "clip_norm", "noise_multiplier", "expected_cohort", "rate")
@@ -91,13 +89,12 @@ class AdaptiveClipping:
         """None: a bit goes with each update."""
         return None
 
-    def stddev(self, state: State) -> float:
+    def stddev(self, state: State, survivors: float) -> float:
         """``z_u`` times the bound in force."""
-        return self.update_multiplier * float(state[0])
+        return self._update_noise(state)
 
-    def as_update(self, vector: NDArray[np.float64], dimension: int, terms: Terms) -> NDArray[np.float64]:
-        """The first ``dimension`` coordinates."""
-        return vector[:dimension]
+    def _update_noise(self, state: State) -> float:
+        return self.update_multiplier * float(state[0])
 
     def releases(self, sampling: SamplingScheme, survivors: int | None = None) -> tuple[ObservedRelease, ...]:
         """One Gaussian a round; the bound in force is public, since it follows from noised bits."""
@@ -113,9 +110,9 @@ class AdaptiveClipping:
         """
         bound = float(state[0])
         steps = math.sqrt(len(update) + 1)
-        room = slack + (steps * 2.0**-18 * self.stddev(state) if self.secure else 0.0)
+        room = slack + (steps * grid_step(self._update_noise(state)) if self.secure else 0.0)
         clipped = clip_by_l2(update, clip_with_room(bound, room))
-        bit_room = slack + (2.0**-18 * self.bit_noise if self.secure else 0.0)
+        bit_room = slack + (grid_step(self.bit_noise) if self.secure else 0.0)
         if bit_room > HALF / 2:
             raise PrivacyError(
                 "rounding would drown the bit of adaptive clipping",
@@ -131,7 +128,7 @@ class AdaptiveClipping:
         self, state: State, total: NDArray[np.float64], terms: Terms, source: RandomSource
     ) -> tuple[NDArray[np.float64], State]:
         """Noise both sums; the noised share within the bound moves it for the next round."""
-        noised = add_gaussian(total[:-1], self.stddev(state), source, secure=self.secure)
+        noised = add_gaussian(total[:-1], self._update_noise(state), source, secure=self.secure)
         bits = add_gaussian(total[-1:], self.bit_noise, source, secure=self.secure)
         within = float(bits[0]) / self.expected_cohort + HALF
         moved = float(state[0]) * math.exp(-self.rate * (within - self.quantile))

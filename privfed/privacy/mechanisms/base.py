@@ -47,6 +47,11 @@ class Mechanism(Protocol):
         """Whether all rounds together are one release, whose noise is correlated over them."""
         ...
 
+    @property
+    def client_noise(self) -> float:
+        """Standard deviation of the noise that each client adds to its own update, per coordinate; 0 for none."""
+        ...
+
     def initialize(self, dimension: int) -> State:
         """The state before round 1 of a model with ``dimension`` weights."""
         ...
@@ -63,8 +68,8 @@ class Mechanism(Protocol):
         """The L2 norm to clip an update ``[d]`` to, where that is all that the client half does; else ``None``."""
         ...
 
-    def stddev(self, state: State) -> float:
-        """Standard deviation of all noise on each coordinate of this round's sum of updates; 0 for none."""
+    def stddev(self, state: State, survivors: float) -> float:
+        """Standard deviation of the noise that this round draws for each coordinate of a sum of ``survivors``."""
         ...
 
     def on_client(
@@ -95,6 +100,37 @@ class Mechanism(Protocol):
             survivors: Clients whose noise is in the sum, once known; the least possible before that.
         """
         ...
+
+
+class PlainVectors:
+    """What mechanisms share whose contributions are updates and nothing else, noised anew in each round."""
+
+    @property
+    def integral(self) -> bool:
+        """Real numbers."""
+        return False
+
+    @property
+    def whole_run(self) -> bool:
+        """One release a round."""
+        return False
+
+    @property
+    def client_noise(self) -> float:
+        """Clients add none."""
+        return 0.0
+
+    def initialize(self, dimension: int) -> State:
+        """No state."""
+        return ()
+
+    def length(self, dimension: int) -> int:
+        """The update and nothing else."""
+        return dimension
+
+    def as_update(self, vector: NDArray[np.float64], dimension: int, terms: Terms) -> NDArray[np.float64]:
+        """The first ``dimension`` coordinates."""
+        return vector[:dimension]
 
 
 def clip_with_room(clip_norm: float, room: float) -> float:

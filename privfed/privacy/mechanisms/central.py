@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from privfed.privacy.accounting import MODELS_ONLY, ObservedRelease, Release
 from privfed.privacy.clipping import Contribution, Sensitivity, clip_by_l2, l2_norm
 from privfed.privacy.errors import PrivacyError
-from privfed.privacy.mechanisms.base import State, Terms, clip_with_room
+from privfed.privacy.mechanisms.base import PlainVectors, State, Terms, clip_with_room
 from privfed.privacy.noise import discrete_gaussian, gaussian
 from privfed.privacy.randomness import RandomSource, SeededSource
 from privfed.privacy.sampling import SamplingScheme
@@ -25,7 +25,7 @@ LARGEST_SUM = 2.0**52
 
 
 @dataclass(frozen=True)
-class CentralGaussian:
+class CentralGaussian(PlainVectors):
     """The server adds Gaussian noise to the sum of clipped updates (McMahan et al. 2018, Algorithm 1).
 
     It protects whoever sees noised models only. The server itself holds the sum before the noise.
@@ -41,19 +41,9 @@ class CentralGaussian:
     clip_norm: float
     noise_multiplier: float
     secure: bool = False
-    integral: bool = False
-    whole_run: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self, "clip_norm", "noise_multiplier")
-
-    def initialize(self, dimension: int) -> State:
-        """No state."""
-        return ()
-
-    def length(self, dimension: int) -> int:
-        """The update and nothing else."""
-        return dimension
 
     def bound(self, state: State) -> float | None:
         """``clip_norm``."""
@@ -63,18 +53,18 @@ class CentralGaussian:
         """``clip_norm``, less what the noise's grid may add in secure mode."""
         return clip_with_room(self.clip_norm, self._grid_room(dimension))
 
-    def stddev(self, state: State = ()) -> float:
+    def stddev(self, state: State, survivors: float) -> float:
         """``noise_multiplier · clip_norm``."""
+        return self._noise
+
+    @property
+    def _noise(self) -> float:
         return self.noise_multiplier * self.clip_norm
 
     @property
     def grid(self) -> float:
         """Step of the noise's grid: a power of two, so that sums on it are exact."""
-        return grid_step(self.stddev())
-
-    def as_update(self, vector: NDArray[np.float64], dimension: int, terms: Terms) -> NDArray[np.float64]:
-        """The first ``dimension`` coordinates."""
-        return vector[:dimension]
+        return grid_step(self._noise)
 
     def releases(self, sampling: SamplingScheme, survivors: int | None = None) -> tuple[ObservedRelease, ...]:
         """One Gaussian a round, for those who see nothing but noised models."""
@@ -99,24 +89,14 @@ class CentralGaussian:
         self, state: State, total: NDArray[np.float64], terms: Terms, source: RandomSource
     ) -> tuple[NDArray[np.float64], State]:
         """Add the noise; in secure mode on the grid, rounding its standard deviation up to a whole step."""
-        return add_gaussian(total, self.stddev(), source, secure=self.secure), state
+        return add_gaussian(total, self._noise, source, secure=self.secure), state
 
 
 @dataclass(frozen=True)
-class NoMechanism:
+class NoMechanism(PlainVectors):
     """No noise, and so no guarantee; the clip, when there is one, bounds what encoding must hold."""
 
     clip_norm: float | None = None
-    integral: bool = False
-    whole_run: bool = False
-
-    def initialize(self, dimension: int) -> State:
-        """No state."""
-        return ()
-
-    def length(self, dimension: int) -> int:
-        """The update and nothing else."""
-        return dimension
 
     def bound(self, state: State) -> float | None:
         """``clip_norm``."""
@@ -126,13 +106,9 @@ class NoMechanism:
         """``clip_norm``; infinite without one."""
         return math.inf if self.clip_norm is None else self.clip_norm
 
-    def stddev(self, state: State = ()) -> float:
+    def stddev(self, state: State, survivors: float) -> float:
         """No noise."""
         return 0.0
-
-    def as_update(self, vector: NDArray[np.float64], dimension: int, terms: Terms) -> NDArray[np.float64]:
-        """The first ``dimension`` coordinates."""
-        return vector[:dimension]
 
     def releases(self, sampling: SamplingScheme, survivors: int | None = None) -> tuple[ObservedRelease, ...]:
         """Nobody is protected."""

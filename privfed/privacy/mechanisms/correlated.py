@@ -14,7 +14,7 @@ from privfed.privacy.correlated import CorrelatedNoise, SecureCorrelatedNoise
 from privfed.privacy.correlated_accounting import fresh_stddev
 from privfed.privacy.errors import PrivacyError
 from privfed.privacy.factorisation import Banded, BinaryTree
-from privfed.privacy.mechanisms.base import State, Terms, clip_with_room
+from privfed.privacy.mechanisms.base import PlainVectors, State, Terms, clip_with_room
 from privfed.privacy.mechanisms.central import check_positive
 from privfed.privacy.noise import gaussian
 from privfed.privacy.randomness import RandomSource
@@ -22,7 +22,7 @@ from privfed.privacy.sampling import RoundRobinSampling, SamplingScheme
 
 
 @dataclass(frozen=True)
-class CorrelatedGaussian:
+class CorrelatedGaussian(PlainVectors):
     """Central noise correlated over rounds (Kairouz et al. 2021; Choquette-Choo et al. 2023).
 
     It assumes nothing random about cohorts, only that a client comes back no sooner than ``sampling.separation``
@@ -46,8 +46,6 @@ class CorrelatedGaussian:
     strategy: Banded | BinaryTree
     sampling: RoundRobinSampling
     secure: bool = False
-    integral: bool = False
-    whole_run: bool = True
 
     def __post_init__(self) -> None:
         check_positive(self, "clip_norm", "noise_multiplier")
@@ -67,6 +65,11 @@ class CorrelatedGaussian:
                 "secure mode has no noise for a tree", where="mechanism", value="tree", remedy='Use "banded"'
             )
 
+    @property
+    def whole_run(self) -> bool:
+        """All rounds are one release."""
+        return True
+
     @cached_property
     def fresh(self) -> float:
         """Standard deviation of the noise drawn in each round, before it is correlated."""
@@ -83,10 +86,6 @@ class CorrelatedGaussian:
         noise = self._secure_noise if self.secure else CorrelatedNoise(self.strategy)
         return noise.initialize(dimension)
 
-    def length(self, dimension: int) -> int:
-        """The update and nothing else."""
-        return dimension
-
     def bound(self, state: State) -> float | None:
         """``clip_norm``."""
         return self.clip_norm
@@ -95,13 +94,9 @@ class CorrelatedGaussian:
         """``clip_norm``, less what the noise's grid may add in secure mode."""
         return clip_with_room(self.clip_norm, self._room(dimension))
 
-    def stddev(self, state: State) -> float:
+    def stddev(self, state: State, survivors: float) -> float:
         """Of the noise drawn in this round; what is added also holds parts of earlier rounds' noise."""
         return self.fresh
-
-    def as_update(self, vector: NDArray[np.float64], dimension: int, terms: Terms) -> NDArray[np.float64]:
-        """The first ``dimension`` coordinates."""
-        return vector[:dimension]
 
     def releases(self, sampling: SamplingScheme, survivors: int | None = None) -> tuple[ObservedRelease, ...]:
         """One Gaussian for the whole run, for those who see nothing but noised models."""

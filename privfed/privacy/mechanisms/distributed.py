@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -78,9 +79,14 @@ class DistributedNoise:
         """None: every client rounds and adds noise."""
         return None
 
-    def stddev(self, state: State) -> float:
-        """Of the noise of as many survivors as the ring was made for, per coordinate of the sum of updates."""
-        return self.params.stddev(self.params.cohort_size)
+    def stddev(self, state: State, survivors: float) -> float:
+        """Of the survivors' shares together, in units of an update."""
+        return self.client_noise * math.sqrt(survivors)
+
+    @property
+    def client_noise(self) -> float:
+        """One share, in units of an update."""
+        return self.params.stddev(1)
 
     def on_client(
         self, state: State, update: NDArray[np.float32], slack: float, terms: Terms, source: RandomSource
@@ -103,7 +109,7 @@ class DistributedNoise:
         return self.params.decode(vector.astype(np.int64), self._rotation(terms))
 
     def releases(self, sampling: SamplingScheme, survivors: int | None = None) -> tuple[ObservedRelease, ...]:
-        """The survivors' sum, to everybody but an active server, which can replace unauthenticated keys."""
+        """The survivors' sum. An active server is not named: it may call clients dropped down to the threshold."""
         # An empty round releases nothing about anybody; it counts like the smallest that does.
         present = min(survivors or max(self.threshold, self.colluders + 1), self.params.cohort_size)
         random = isinstance(sampling, PoissonSampling | FixedSizeSampling)

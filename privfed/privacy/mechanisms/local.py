@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from privfed.privacy.accounting import EVERYBODY, MODELS_ONLY, ObservedRelease, Release
 from privfed.privacy.clipping import Contribution, clip_by_l2
 from privfed.privacy.errors import PrivacyError
-from privfed.privacy.mechanisms.base import State, Terms, clip_with_room
+from privfed.privacy.mechanisms.base import PlainVectors, State, Terms, clip_with_room
 from privfed.privacy.mechanisms.central import add_gaussian, check_positive, grid_step
 from privfed.privacy.randomness import RandomSource
 from privfed.privacy.sampling import KnownCohorts, SamplingScheme
 
 
 @dataclass(frozen=True)
-class LocalGaussian:
+class LocalGaussian(PlainVectors):
     """Every client adds Gaussian noise to its clipped update before it sends it.
 
     Whoever receives an update, active servers included, has ``noise_multiplier`` between it and the client. Who
@@ -35,19 +35,9 @@ class LocalGaussian:
     clip_norm: float
     noise_multiplier: float
     secure: bool = False
-    integral: bool = False
-    whole_run: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self, "clip_norm", "noise_multiplier")
-
-    def initialize(self, dimension: int) -> State:
-        """No state."""
-        return ()
-
-    def length(self, dimension: int) -> int:
-        """The update and nothing else."""
-        return dimension
 
     def bound(self, state: State) -> float | None:
         """None: noise has no bound, so a ring of fixed width could overflow."""
@@ -57,13 +47,14 @@ class LocalGaussian:
         """None: every client adds noise."""
         return None
 
-    def stddev(self, state: State) -> float:
-        """Of one client's noise."""
-        return self.noise_multiplier * self.clip_norm
+    def stddev(self, state: State, survivors: float) -> float:
+        """Of all survivors' noise together."""
+        return self.client_noise * math.sqrt(survivors)
 
-    def as_update(self, vector: NDArray[np.float64], dimension: int, terms: Terms) -> NDArray[np.float64]:
-        """The first ``dimension`` coordinates."""
-        return vector[:dimension]
+    @property
+    def client_noise(self) -> float:
+        """``noise_multiplier · clip_norm``."""
+        return self.noise_multiplier * self.clip_norm
 
     def releases(self, sampling: SamplingScheme, survivors: int | None = None) -> tuple[ObservedRelease, ...]:
         """Each message to the servers, and the sum to those who see models only."""
@@ -77,10 +68,9 @@ class LocalGaussian:
         self, state: State, update: NDArray[np.float32], slack: float, terms: Terms, source: RandomSource
     ) -> Contribution:
         """Clip and add the client's noise; what is sent is float64, as it was noised."""
-        stddev = self.stddev(state)
-        room = slack + (math.sqrt(len(update)) * grid_step(stddev) if self.secure else 0.0)
+        room = slack + (math.sqrt(len(update)) * grid_step(self.client_noise) if self.secure else 0.0)
         clipped = clip_by_l2(update, clip_with_room(self.clip_norm, room))
-        noised = add_gaussian(clipped.vector.astype(np.float64), stddev, source, secure=self.secure)
+        noised = add_gaussian(clipped.vector.astype(np.float64), self.client_noise, source, secure=self.secure)
         return Contribution(noised, clipped.norm_before, clipped.was_clipped)
 
     def on_server(
