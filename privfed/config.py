@@ -203,10 +203,10 @@ class SecureAggregation(Section):
 
     mode: Literal["off", "ring", "protocol"] = "off"
     threshold: Annotated[int, Field(ge=2)] | None = None
-    """Survivors a round needs; a majority of the cohort when not given, and never less."""
+    """Survivors a round needs; never less than more than half of cohort and colluders together."""
     ring_bits: Literal[32, 64] = 32
     colluders: Annotated[int, Field(ge=0)] = 1
-    """Clients of each cohort that the observer ``server+colluders`` is given."""
+    """Clients of each cohort that the observers ``server+colluders`` and ``active server`` are given."""
 
 
 class Attacks(Section):

@@ -137,13 +137,7 @@ class Experiment:
     @cached_property
     def divisor(self) -> float | None:
         """The expected cohort under differential privacy; else the survivors' weight."""
-        return None if self.noise_multiplier is None else self.expected_cohort
-
-    @property
-    def expected_cohort(self) -> float:
-        """Clients in a round: exactly, or on average under Poisson sampling."""
-        cohort, clients = self.settings.cohort, self.population.clients
-        return clients * cohort.rate if cohort.rate else float(cohort.size or clients)
+        return None if self.privacy_plan is None else self.privacy_plan.expected_cohort
 
     @cached_property
     def server(self) -> ServerOptimizer:
@@ -162,13 +156,15 @@ class Experiment:
     def plan(self) -> Plan:
         """What every observer knows."""
         training, privacy = self.settings.training, self.settings.privacy
+        survivors = 0 if self.privacy_plan is None else self.privacy_plan.expected_survivors
         return Plan(
             learning_rate=training.learning_rate,
             local_epochs=training.local_epochs,
             batch_size=training.batch_size,
             server_scale=self.server.linear_scale,
             clip_norm=privacy.clip_norm,
-            noise_stddev=self.mechanism.stddev(self.mechanism.initialize(self.model.dimension)),
+            noise_stddev=self.mechanism.stddev(self.mechanism.initialize(self.model.dimension), survivors),
+            client_noise_stddev=self.mechanism.client_noise,
             divisor=self.divisor,
             mode=self.settings.secure_aggregation.mode,
             weighted=training.weighted,
@@ -204,10 +200,11 @@ class Experiment:
             return PlainAggregation()
         protocol = masking.mode == "protocol"
         return RingAggregation(
-            secure_sum=ProtocolSum if protocol else lambda _, threshold: RingSum(threshold),
+            secure_sum=_masked_sum if protocol else lambda round_number, threshold, model: RingSum(threshold),
             ring_bits=masking.ring_bits,
             threshold=masking.threshold,
             masked=protocol,
+            colluders=masking.colluders,
         )
 
     def round(self, work: ClientWork) -> Round:
@@ -276,6 +273,10 @@ class Experiment:
         if self.noise_multiplier is None:
             return None
         return LedgerSpending(ledger, self.mechanism, self.sampling)
+
+
+def _masked_sum(round_number: int, threshold: int, model: bytes) -> ProtocolSum:
+    return ProtocolSum(round_number, threshold, model=model)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ observer            mode "off" or "ring"                        mode "protocol"
 =================== =========================================== ==========================================
 server              every client's update, by client            masked uploads, and the survivors' sum
 server+colluders    the same                                    that sum minus the colluders' updates
-active server       the same                                    every client's update: no key is
-                                                                authenticated, so it can replace them all
+active server       the same                                    the sum of as few clients as the threshold
+                                                                allows, minus the colluders' updates
 client              the models broadcast (worst case: all)      the same
 release             the public initial model and the final one  the same
 =================== =========================================== ==========================================
+
+An active server may call clients dropped that are not; keys are signed by identities that it does not hand out
+(``docs/secure-aggregation.md`` has the rest). That it may craft the model is not played here.
 
 Mode "ring" is a simulator's shortcut that sums unmasked integers: it claims no protection, and its view is
 the plain one.
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
     from privfed.models.functional import Model
 
 Vector = NDArray[np.float32]
+
+
+VERSION = 2
+"""Of the file."""
 
 
 class Observer(str, Enum):
@@ -69,7 +76,8 @@ class Plan:
         server_scale: Factor from the mean client update to the change of the model, when the server's
             step is linear (SGD without momentum); ``None`` when it is not.
         clip_norm: L2 bound of a client's update, ``None`` when there is none.
-        noise_stddev: Standard deviation per coordinate of the noise added to the sum; 0 when none.
+        noise_stddev: Standard deviation per coordinate of all noise in the sum that makes a model; 0 when none.
+        client_noise_stddev: Of the noise that each client adds to its own update, and that is in sums of them.
         divisor: What the server divides the sum by (the expected cohort, or the survivors' weight: ``None``).
         mode: ``off``, ``ring`` or ``protocol``.
         weighted: Whether updates are weighted by their clients' example counts.
@@ -84,6 +92,7 @@ class Plan:
     divisor: float | None
     mode: str
     weighted: bool = False
+    client_noise_stddev: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +141,7 @@ class RoundRecord:
         shares: Weight of each survivor's update; 1 in unweighted averaging.
         uploads: Masked vectors as the server received them, decoded to update units; empty unless masked.
         total: Sum of the survivors' updates before noise, ``[d]``.
+        threshold: Survivors that the sum needed; ``None`` where it needed none.
     """
 
     round: int
@@ -142,6 +152,7 @@ class RoundRecord:
     shares: Mapping[int, float]
     uploads: Mapping[int, NDArray[np.float64]]
     total: NDArray[np.float64]
+    threshold: int | None = None
 
 
 @dataclass
@@ -155,16 +166,17 @@ class Transcript:
     records: list[RoundRecord] = field(default_factory=list)
 
     def view(self, observer: Observer, model: Model, *, colluders: int = 1) -> View:
-        """What ``observer`` saw; ``colluders`` clients of each cohort work with ``server+colluders``."""
+        """What ``observer`` saw; ``colluders`` clients of each cohort work with all servers but ``server``."""
         if observer is Observer.RELEASE:
             observations = self._release()
         elif observer is Observer.CLIENT:
             observations = [self._difference(record) for record in self.records]
-        elif self.plan.mode != "protocol" or observer is Observer.ACTIVE_SERVER:
-            observations = [o for record in self.records for o in _client_updates(record)]
+        elif self.plan.mode != "protocol":
+            observations = [o for record in self.records for o in _client_updates(record, self.plan)]
         else:
-            taken = colluders if observer is Observer.SERVER_WITH_COLLUDERS else 0
-            observations = [o for record in self.records for o in _masked(record, taken)]
+            taken = 0 if observer is Observer.SERVER else colluders
+            fewest = observer is Observer.ACTIVE_SERVER
+            observations = [o for record in self.records for o in _masked(record, self.plan, taken, fewest)]
         return View(observer, self.plan, model, tuple(observations))
 
     def _difference(self, record: RoundRecord) -> Observation:
@@ -219,6 +231,7 @@ class Transcript:
                     "updates": clients,
                     "shares": [record.shares[c] for c in clients],
                     "uploads": masked,
+                    "threshold": record.threshold,
                 }
             )
             arrays[f"{i}/weights"], arrays[f"{i}/new_weights"] = record.weights, record.new_weights
@@ -229,7 +242,7 @@ class Transcript:
             ):
                 rows = [vectors[c] for c in ids]
                 arrays[f"{i}/{name}"] = np.stack(rows) if rows else np.zeros((0, len(record.total)))
-        meta = {"version": 1, "plan": asdict(self.plan), "rounds": self.rounds, "records": index}
+        meta = {"version": VERSION, "plan": asdict(self.plan), "rounds": self.rounds, "records": index}
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
         with replacing(path) as file:
             np.savez_compressed(file, **arrays)
@@ -246,8 +259,10 @@ class Transcript:
             if "meta" not in data:
                 raise ValueError(f"{path}: not a transcript")
             meta = json.loads(data["meta"].tobytes())
-            if meta.get("version") != 1:
-                raise ValueError(f"{path}: transcript version {meta.get('version')!r} is unknown, 1 is needed")
+            if meta.get("version") != VERSION:
+                raise ValueError(
+                    f"{path}: transcript version {meta.get('version')!r} is unknown, {VERSION} is needed"
+                )
             records = [
                 RoundRecord(
                     entry["round"],
@@ -258,6 +273,7 @@ class Transcript:
                     dict(zip(entry["updates"], entry["shares"], strict=True)),
                     dict(zip(entry["uploads"], data[f"{i}/uploads"], strict=True)),
                     data[f"{i}/total"],
+                    entry["threshold"],
                 )
                 for i, entry in enumerate(meta["records"])
             ]
@@ -266,25 +282,32 @@ class Transcript:
             )
 
 
-def _client_updates(record: RoundRecord) -> list[Observation]:
+def _client_updates(record: RoundRecord, plan: Plan) -> list[Observation]:
+    noise = plan.client_noise_stddev
     return [
-        Observation(record.round, Kind.CLIENT_UPDATE, record.weights, update, record.shares[client], (client,))
-        for client, update in record.updates.items()
+        Observation(record.round, Kind.CLIENT_UPDATE, record.weights, update, record.shares[c], (c,), noise)
+        for c, update in record.updates.items()
     ]
 
 
-def _masked(record: RoundRecord, colluders: int) -> list[Observation]:
-    """The survivors' sum less what the colluders put in, and the masked uploads themselves."""
-    honest = tuple(sorted(record.updates))[min(colluders, max(0, len(record.updates) - 1)) :]
+def _masked(record: RoundRecord, plan: Plan, colluders: int, fewest: bool) -> list[Observation]:
+    """A sum of survivors less what colluders put in, and the masked uploads themselves.
+
+    With ``fewest`` it is the sum of no more survivors than the round needed, the colluders among them.
+    """
+    survivors = tuple(sorted(record.updates))
+    summed = survivors[: record.threshold] if fewest else survivors
+    honest = summed[min(colluders, max(0, len(summed) - 1)) :]
     if not honest:
         return []
-    known = set(record.updates) - set(honest)
-    rest = record.total - sum((record.updates[c] for c in known), np.zeros_like(record.total))
+    others = [record.updates[c] for c in survivors if c not in honest]
+    rest = record.total - sum(others, np.zeros_like(record.total))
     share = sum(record.shares[c] for c in honest)
-    seen = [Observation(record.round, Kind.SUM, record.weights, rest, share, honest)]
+    noise = plan.client_noise_stddev * float(np.sqrt(len(honest)))
+    seen = [Observation(record.round, Kind.SUM, record.weights, rest, share, honest, noise)]
     seen += [
         Observation(record.round, Kind.MASKED_UPLOAD, record.weights, upload, 1.0, (client,))
         for client, upload in record.uploads.items()
-        if client in honest
+        if client not in survivors[:colluders]
     ]
     return seen

@@ -109,7 +109,7 @@ def test_epsilon_is_stated_with_all_that_it_depends_on(report: Any, demo: Path) 
             assert row["guarantee"]["cross_check_epsilon"] == pytest.approx(epsilon, rel=0.3)
         else:
             assert epsilon == "inf"
-    # An active server replaces unauthenticated keys and reads the updates.
+    # Masks leave an active server a sum, and the noise comes after it.
     assert "active server" in {row["observer"] for row in report["observers"] if not row["protected"]}
     page = (demo / "report.html").read_text(encoding="utf-8")
     for words in ("ε", "δ", "client", report["ledger"]["neighbouring"], report["ledger"]["sampling"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def make_transcript(mode: str, *, server_scale: float | None = 1.0, divisor: flo
     new = (weights + total / 4).astype(np.float32)
     uploads = {c: rng.normal(size=D) for c in CLIENTS} if mode == "protocol" else {}
     plan = Plan(0.1, 1, 2, server_scale, 1.0, 0.5, divisor, mode)
-    record = RoundRecord(1, weights, new, (*CLIENTS, 11), updates, dict.fromkeys(CLIENTS, 1.0), uploads, total)
+    record = RoundRecord(1, weights, new, (*CLIENTS, 11), updates, dict.fromkeys(CLIENTS, 1.0), uploads, total, 3)
     return Transcript(plan, weights, new, 1, [record])
 
 
@@ -55,9 +56,24 @@ def test_colluders_take_their_own_updates_off_the_sum() -> None:
     assert transcript.view(Observer.SERVER_WITH_COLLUDERS, MODEL, colluders=99).observations[0].clients == (9,)
 
 
-def test_masks_do_not_stop_an_active_server_that_replaces_keys() -> None:
-    observations = make_transcript("protocol").view(Observer.ACTIVE_SERVER, MODEL).observations
-    assert {o.kind for o in observations} == {Kind.CLIENT_UPDATE}
+def test_an_active_server_calls_clients_dropped_down_to_the_threshold() -> None:
+    transcript = make_transcript("protocol")
+    seen, *uploads = transcript.view(Observer.ACTIVE_SERVER, MODEL, colluders=1).observations
+    assert (seen.kind, seen.clients, seen.contributors) == (Kind.SUM, (5, 8), 2.0)  # three needed, one its own
+    updates = transcript.records[0].updates
+    np.testing.assert_allclose(seen.vector, updates[5] + updates[8], atol=1e-12)
+    assert {o.kind for o in uploads} == {Kind.MASKED_UPLOAD}
+    assert [o.clients for o in uploads] == [(5,), (8,), (9,)]
+
+
+def test_an_observer_knows_how_much_noise_clients_add() -> None:
+    quiet = make_transcript("protocol")
+    loud = Transcript(replace(quiet.plan, client_noise_stddev=0.2), *list(vars(quiet).values())[1:])
+    assert loud.view(Observer.SERVER, MODEL).observations[0].noise_stddev == pytest.approx(0.4)
+    open_plan = replace(loud.plan, mode="off")
+    assert Transcript(open_plan, *list(vars(quiet).values())[1:]).view(Observer.SERVER, MODEL).observations[
+        0
+    ].noise_stddev == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("observer", [Observer.CLIENT, Observer.RELEASE])
@@ -86,6 +102,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
         for a, b in zip(before.observations, after.observations, strict=True):
             np.testing.assert_array_equal(a.vector, b.vector)
             assert (a.kind, a.clients, a.contributors) == (b.kind, b.clients, b.contributors)
+    assert loaded.records[0].threshold == 3
 
 
 def test_a_file_that_is_no_transcript_is_refused(tmp_path: Path) -> None:

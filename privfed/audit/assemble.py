@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from privfed import __version__
 from privfed.audit import evidence as ev
 from privfed.audit.membership import LossThresholdMembership
+from privfed.config import SecureAggregation as SecureAggregationSettings
+from privfed.federated.aggregation import round_threshold
 from privfed.federated.cohorts import abort_probability
 from privfed.federated.training import TrainingResult, digest
 from privfed.privacy.accounting import Guarantee, marks
@@ -37,7 +39,8 @@ UNNOISED = (
 LIMITS = (
     "Attacks give lower bounds: what these found nothing in, better ones may not.",
     "Central noise protects nobody against the server, which holds the sum before the noise.",
-    "Masking keys are not authenticated: an active server can replace them and read every update.",
+    "An active server may call clients dropped until the threshold of a round is left; that it crafts models, or "
+    "fills the directory of identities, is not played here.",
     "The server sees who takes part; sampling amplifies privacy only against those who do not.",
     "Choosing settings by looking at results costs privacy that this ε does not hold.",
 )
@@ -120,10 +123,10 @@ def _sees(m: Material, observer: Observer) -> str:
         return "the public initial model and the final model"
     if observer is Observer.CLIENT:
         return "every broadcast model (worst case)"
-    if observer is Observer.ACTIVE_SERVER and masked:
-        return "every client's update: it can replace unauthenticated keys"
     if not masked:
         return "every client's update"
+    if observer is Observer.ACTIVE_SERVER:
+        return f"the sum of as few clients as a round needs, less those of {settings.colluders} colluding clients"
     if observer is Observer.SERVER_WITH_COLLUDERS:
         return f"the survivors' sum less the updates of {settings.colluders} colluding clients"
     return "masked uploads and the survivors' sum"
@@ -313,22 +316,30 @@ def _secure_aggregation(m: Material) -> ev.SecureAggregation:
         for stage, (size, seconds) in m.result.stage_costs.items()
     )
     conditions = (
-        "the server follows the protocol (keys are not authenticated)",
-        "fewer clients than the threshold collude",
+        "clients have each other's identity keys from somebody else than the server",
+        f"no more than {masking.colluders} clients of a cohort work with the server",
     )
     return ev.SecureAggregation(
         mode=masking.mode,
-        threshold=str(masking.threshold or "majority of each round's cohort") if on else None,
+        threshold=_threshold_rule(masking) if on else None,
         ring_bits=masking.ring_bits if on else None,
         stages=stages or None,
         aborted_rounds=sum(report.metrics.aborted is not None for report in m.result.reports),
         abort_probability=abort_probability(
-            m.experiment.population.clients, m.experiment.sampling, dropout, masking.threshold
+            m.experiment.population.clients,
+            m.experiment.sampling,
+            dropout,
+            lambda cohort: round_threshold(cohort, masking.threshold, masking.colluders),
         )
         if on
         else None,
         assumptions=conditions if masking.mode == "protocol" else (),
     )
+
+
+def _threshold_rule(masking: SecureAggregationSettings) -> str:
+    rule = f"more than half of cohort and {masking.colluders} colluders together"
+    return rule if masking.threshold is None else f"{masking.threshold}, and {rule}"
 
 
 def _abort_limit(m: Material) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +22,32 @@ Real = NDArray[np.float64]
 Vector = NDArray[Any]
 Dropouts = Mapping[int, Stage | None]
 
+FLOAT_BYTES = 4
+"""Of a coordinate that is sent in the clear."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What the vectors of one round have in common.
+
+    Attributes:
+        round: From 1.
+        cohort: Whose they are.
+        length: Coordinates of each.
+        bound: L2 bound of each, encoding included; ``None`` for none.
+        integral: Whether they are integers (int64) of the ring already.
+        source: A client's randomness, for the rounding.
+        model: Digest of the model that all clients were given; the protocol makes them compare it.
+    """
+
+    round: int
+    cohort: tuple[int, ...]
+    length: int
+    bound: float | None
+    integral: bool
+    source: Callable[[int], RandomSource]
+    model: bytes
+
 
 @dataclass(frozen=True, eq=False)
 class Aggregate:
@@ -34,6 +60,7 @@ class Aggregate:
         uploads: What arrived from each client when that is something else: masked vectors, ``[length]``.
         bytes_per_stage: Traffic of the protocol's stages, clients to server.
         seconds_per_stage: Wall time by the same stages.
+        threshold: Survivors that the sum needed; ``None`` where it needed none.
     """
 
     total: Real
@@ -42,6 +69,7 @@ class Aggregate:
     uploads: Mapping[int, Real] = field(default_factory=dict)
     bytes_per_stage: Mapping[str, int] = field(default_factory=dict)
     seconds_per_stage: Mapping[str, float] = field(default_factory=dict)
+    threshold: int | None = None
 
 
 class RunningSum(Protocol):
@@ -61,37 +89,18 @@ class RunningSum(Protocol):
 
 
 class Aggregation(Protocol):
-    """Sums client vectors; ``bound`` is the L2 bound of each of them in the round, ``None`` for none."""
+    """Sums client vectors."""
 
-    def slack(self, cohort_size: int, length: int, bound: float | None) -> float:
+    def slack(self, inputs: Inputs) -> float:
         """By how much encoding may lengthen a vector: clip to the bound less this."""
         ...
 
-    def running_sum(
-        self,
-        round_number: int,
-        cohort: Sequence[int],
-        length: int,
-        source: Callable[[int], RandomSource],
-        bound: float | None,
-        *,
-        integral: bool,
-    ) -> RunningSum | None:
-        """What ``sum`` gives, vector by vector; ``None`` where the vectors must be there together.
-
-        ``integral`` says that the vectors of ``cohort``, each ``[length]``, are of int64.
-        """
+    def running_sum(self, inputs: Inputs) -> RunningSum | None:
+        """What ``sum`` gives, vector by vector; ``None`` where the vectors must be there together."""
         ...
 
-    def sum(
-        self,
-        round_number: int,
-        vectors: Mapping[int, Vector],
-        dropouts: Dropouts,
-        source: Callable[[int], RandomSource],
-        bound: float | None,
-    ) -> Aggregate:
-        """Sum ``vectors`` of those clients that ``dropouts`` lets arrive; ``source`` gives a client's randomness.
+    def sum(self, inputs: Inputs, vectors: Mapping[int, Vector], dropouts: Dropouts) -> Aggregate:
+        """Sum ``vectors``, one of each client of the cohort, of those that ``dropouts`` lets arrive.
 
         Vectors of int64 are summed as they are: modulo the ring where there is one, with the result centred on 0.
 
@@ -104,42 +113,36 @@ class Aggregation(Protocol):
 class PlainAggregation:
     """Mode ``off``: floats in the clear, and the server sees each of them."""
 
-    def slack(self, cohort_size: int, length: int, bound: float | None) -> float:
+    def slack(self, inputs: Inputs) -> float:
         """Nothing is rounded."""
         return 0.0
 
-    def running_sum(
-        self,
-        round_number: int,
-        cohort: Sequence[int],
-        length: int,
-        source: Callable[[int], RandomSource],
-        bound: float | None,
-        *,
-        integral: bool,
-    ) -> RunningSum | None:
+    def running_sum(self, inputs: Inputs) -> RunningSum | None:
         """None: floats are added in one order, so that the rounding is always the same."""
         return None
 
-    def sum(
-        self,
-        round_number: int,
-        vectors: Mapping[int, Vector],
-        dropouts: Dropouts,
-        source: Callable[[int], RandomSource],
-        bound: float | None,
-    ) -> Aggregate:
+    def sum(self, inputs: Inputs, vectors: Mapping[int, Vector], dropouts: Dropouts) -> Aggregate:
         """Sum in the order of the clients' identifiers, so that the rounding is always the same."""
         received = {
             c: np.asarray(vectors[c], np.float64)
             for c in sorted(vectors)
             if arrives(dropouts.get(c, Stage.UNMASK))
         }
-        length = len(next(iter(vectors.values())))
-        total = np.zeros(length)
+        total = np.zeros(inputs.length)
         for vector in received.values():
             total += vector
-        return Aggregate(total, tuple(received), received, {}, {"input": length * 4 * len(received)})
+        return Aggregate(
+            total, tuple(received), received, {}, {"input": inputs.length * FLOAT_BYTES * len(received)}
+        )
+
+
+def round_threshold(cohort_size: int, configured: int | None, colluders: int) -> int:
+    """Survivors that a round of ``cohort_size`` clients needs: the configured number, and never less than is safe.
+
+    With more than half of cohort and colluders together, an active server cannot have two survivor lists signed:
+    the colluders would sign both, the others one each (Bonawitz et al. 2017, section 6.2).
+    """
+    return max(configured or 2, (cohort_size + colluders) // 2 + 1)
 
 
 @dataclass(frozen=True)
@@ -147,37 +150,30 @@ class RingAggregation:
     """Modes ``ring`` and ``protocol``: fixed point in a ring; the same integers, so the same sum to the last bit.
 
     Attributes:
-        secure_sum: ``(round, threshold) -> SecureSum``: the plain ring sum or the masking protocol.
+        secure_sum: ``(round, threshold, model) -> SecureSum``: the plain ring sum or the masking protocol.
         ring_bits: Width of the ring.
-        threshold: Survivors needed; raised to a majority of the cohort, which the protocol requires.
+        threshold: Survivors needed; raised to ``round_threshold``.
         masked: Whether what arrives hides what was sent.
+        colluders: Clients of a cohort that may work with the server.
     """
 
-    secure_sum: Callable[[int, int], SecureSum]
+    secure_sum: Callable[[int, int, bytes], SecureSum]
     ring_bits: int
     threshold: int | None
     masked: bool
+    colluders: int = 0
 
-    def slack(self, cohort_size: int, length: int, bound: float | None) -> float:
+    def slack(self, inputs: Inputs) -> float:
         """``sqrt(length) / scale``: stochastic rounding moves each coordinate by less than one step."""
-        return self._codec(cohort_size, length, bound).rounding_slack
+        return 0.0 if inputs.integral else self._codec(inputs).rounding_slack
 
-    def sum(
-        self,
-        round_number: int,
-        vectors: Mapping[int, Vector],
-        dropouts: Dropouts,
-        source: Callable[[int], RandomSource],
-        bound: float | None,
-    ) -> Aggregate:
+    def sum(self, inputs: Inputs, vectors: Mapping[int, Vector], dropouts: Dropouts) -> Aggregate:
         """Encode, mask (in mode ``protocol``), sum, unmask, decode."""
-        first = next(iter(vectors.values()))
-        encoding = self._encoding(len(vectors), len(first), bound, np.issubdtype(first.dtype, np.integer), source)
-        encoded = {}
+        encoding, encoded = self._encoding(inputs), {}
         for client, vector in sorted(vectors.items()):
-            encoded[client] = encoding.zeros(len(first))
+            encoded[client] = encoding.zeros(inputs.length)
             encoding.add(encoded[client], client, vector)
-        result = self.secure_sum(round_number, self._threshold(len(vectors))).sum(encoded, dropouts)
+        result = self._secure_sum(inputs).sum(encoded, dropouts)
         return Aggregate(
             encoding.decode(result.total),
             result.survivors,
@@ -185,54 +181,38 @@ class RingAggregation:
             {c: encoding.decode(u) for c, u in result.uploads.items()} if self.masked else {},
             result.bytes_per_stage,
             result.seconds_per_stage,
+            self._threshold(inputs),
         )
 
-    def running_sum(
-        self,
-        round_number: int,
-        cohort: Sequence[int],
-        length: int,
-        source: Callable[[int], RandomSource],
-        bound: float | None,
-        *,
-        integral: bool,
-    ) -> RunningSum | None:
+    def running_sum(self, inputs: Inputs) -> RunningSum | None:
         """Integers add up to the same in any order; masking needs them together."""
-        if self.masked or not cohort:
+        if self.masked or not inputs.cohort:
             return None
-        return _RunningRingSum(
-            self._encoding(len(cohort), length, bound, integral, source),
-            length,
-            tuple(cohort),
-            self.secure_sum(round_number, self._threshold(len(cohort))),
-        )
+        return _RunningRingSum(self._encoding(inputs), inputs, self._secure_sum(inputs))
 
-    def _threshold(self, cohort_size: int) -> int:
-        return max(self.threshold or 2, cohort_size // 2 + 1)
+    def _secure_sum(self, inputs: Inputs) -> SecureSum:
+        return self.secure_sum(inputs.round, self._threshold(inputs), inputs.model)
 
-    def _encoding(
-        self,
-        cohort_size: int,
-        length: int,
-        bound: float | None,
-        integral: bool,
-        source: Callable[[int], RandomSource],
-    ) -> Encoding:
-        if integral:
+    def _threshold(self, inputs: Inputs) -> int:
+        return round_threshold(len(inputs.cohort), self.threshold, self.colluders)
+
+    def _encoding(self, inputs: Inputs) -> Encoding:
+        if inputs.integral:
             return IntegerEncoding(IntegerCodec(self.ring_bits))
-        return FixedPointEncoding(self._codec(cohort_size, length, bound), source)
+        return FixedPointEncoding(self._codec(inputs), inputs.source)
 
-    def _codec(self, cohort_size: int, length: int, bound: float | None) -> FixedPointCodec:
-        if bound is None:
+    def _codec(self, inputs: Inputs) -> FixedPointCodec:
+        if inputs.bound is None:
             raise ValueError("a ring of fixed width needs vectors of bounded norm")
-        return FixedPointCodec.for_cohort(max(cohort_size, 1), bound, length, ring_bits=self.ring_bits)
+        cohort_size = max(len(inputs.cohort), 1)
+        return FixedPointCodec.for_cohort(cohort_size, inputs.bound, inputs.length, ring_bits=self.ring_bits)
 
 
 class _RunningRingSum:
     """One partial sum for each thread that adds at the same time."""
 
-    def __init__(self, encoding: Encoding, length: int, cohort: tuple[int, ...], secure_sum: SecureSum) -> None:
-        self._encoding, self._length, self._cohort, self._secure_sum = encoding, length, cohort, secure_sum
+    def __init__(self, encoding: Encoding, inputs: Inputs, secure_sum: SecureSum) -> None:
+        self._encoding, self._inputs, self._secure_sum = encoding, inputs, secure_sum
         self._idle: list[NDArray[Any]] = []
         self._lock = threading.Lock()
         self._seconds = 0.0
@@ -240,7 +220,7 @@ class _RunningRingSum:
     def add(self, client: int, vector: Vector) -> None:
         started = time.perf_counter()
         with self._lock:
-            partial = self._idle.pop() if self._idle else self._encoding.zeros(self._length)
+            partial = self._idle.pop() if self._idle else self._encoding.zeros(self._inputs.length)
         self._encoding.add(partial, client, vector)
         with self._lock:
             self._idle.append(partial)
@@ -248,9 +228,9 @@ class _RunningRingSum:
 
     def close(self, dropouts: Dropouts) -> Aggregate:
         # Who survives, and whether enough do, is for the sum of whole cohorts to say: it gets short vectors.
-        stand_ins = {client: self._encoding.zeros(1) for client in self._cohort}
+        stand_ins = {client: self._encoding.zeros(1) for client in self._inputs.cohort}
         survivors = self._secure_sum.sum(stand_ins, dropouts).survivors
-        total = self._encoding.zeros(self._length)
+        total = self._encoding.zeros(self._inputs.length)
         for partial in self._idle:
             total += partial
         sent = {"input": total.nbytes * len(survivors)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,11 +53,13 @@ def sample_cohort(number: int, clients: int, scheme: SamplingScheme, dropout: fl
     return Cohort(cohort, dropouts)
 
 
-def abort_probability(clients: int, scheme: SamplingScheme, dropout: float, threshold: int | None) -> float:
+def abort_probability(
+    clients: int, scheme: SamplingScheme, dropout: float, threshold: Callable[[int], int]
+) -> float:
     """Chance of a round of secure aggregation to end below its threshold.
 
-    A client vanishes with probability ``dropout``, and the last stage needs the threshold: the configured one, and
-    never less than a majority of the cohort. An empty cohort does not abort.
+    A client vanishes with probability ``dropout``, and the last stage needs ``threshold`` of the cohort's size. An
+    empty cohort does not abort.
     """
     sizes = np.arange(1, clients + 1)
     if isinstance(scheme, PoissonSampling):
@@ -66,6 +68,6 @@ def abort_probability(clients: int, scheme: SamplingScheme, dropout: float, thre
         chances = (sizes == scheme.size).astype(float)
     else:
         chances = (sizes == clients).astype(float)
-    needed = np.maximum(threshold or 2, np.maximum(2, sizes // 2 + 1))
+    needed = np.array([threshold(int(size)) for size in sizes])
     too_few = binom.cdf(needed - 1, sizes, 1 - dropout)
     return float(min(1.0, np.sum(chances * too_few)))

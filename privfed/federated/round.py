@@ -15,6 +15,7 @@ changes nothing but rounding in mode ``off``, and nothing at all in mode ``ring`
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.federated.aggregation import Aggregate, Aggregation, PlainAggregation, RunningSum
+from privfed.federated.aggregation import FLOAT_BYTES, Aggregate, Aggregation, Inputs, PlainAggregation, RunningSum
 from privfed.federated.client_work import ClientUpdates, ClientWork
 from privfed.federated.cohorts import Cohort
 from privfed.federated.server_update import ServerOptimizer, State
@@ -33,14 +34,11 @@ from privfed.privacy.clipping import l2_norm
 from privfed.privacy.errors import NonFiniteUpdateError
 from privfed.privacy.mechanisms import Mechanism, Terms
 from privfed.privacy.mechanisms import State as MechanismState
-from privfed.privacy.randomness import RandomSource
 from privfed.secagg import RoundAborted, Stage, arrives
 from privfed.transcript import RoundRecord
 
 Vector = NDArray[np.float32]
 Real = NDArray[np.float64]
-
-_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +145,7 @@ class Round:
             local = self._train_and_clip(weights, state.mechanism, terms, cohort, running=not record)
         else:
             local = self._train_clip_and_sum(weights, clip_norm, state.mechanism, terms, cohort)
-        aggregate, aborted = self._sum(terms, local, cohort)
+        aggregate, aborted = self._sum(local, cohort)
         new_weights, new_state = weights, state
         if aggregate is not None:
             noised, mechanism_state = self.mechanism.on_server(
@@ -159,7 +157,7 @@ class Round:
             release(new_weights, len(aggregate.survivors))
         elif self.mechanism.whole_run:
             # Rows of correlated noise belong to rounds: this round's is drawn, and shown to nobody.
-            nothing = np.zeros(local.length)
+            nothing = np.zeros(local.inputs.length)
             _, after = self.mechanism.on_server(
                 state.mechanism, nothing, terms, self.streams.source(Purpose.NOISE, number)
             )
@@ -188,16 +186,11 @@ class Round:
 
         With ``running`` vectors are added up as they come, where the aggregation can do that.
         """
-        length = self.mechanism.length(len(weights)) + (self.shares is not None)
-        local = _Local(length, self._bound(state))
-        integral = self.mechanism.integral
-        # Integers are not rounded again.
-        slack = 0.0 if integral else self.aggregation.slack(terms.cohort, length, local.bound)
+        local = _Local(self._inputs(weights, state, terms, cohort))
+        slack = self.aggregation.slack(local.inputs)
         if running:
-            local.running = self.aggregation.running_sum(
-                terms.round, cohort.clients, length, self._rounding(terms), local.bound, integral=integral
-            )
-        nothing = np.zeros(length, np.int64 if integral else np.float64)
+            local.running = self.aggregation.running_sum(local.inputs)
+        nothing = np.zeros(local.inputs.length, np.int64 if local.inputs.integral else np.float64)
         local.vectors = dict.fromkeys(cohort.clients, nothing)
 
         def client_half(client: int, delta: Vector) -> _Half | None:
@@ -248,7 +241,7 @@ class Round:
         self, weights: Vector, clip_norm: float, state: MechanismState, terms: Terms, cohort: Cohort
     ) -> _Local:
         """The same in one go, where no single update is needed."""
-        local = _Local(len(weights), self._bound(state))
+        local = _Local(self._inputs(weights, state, terms, cohort))
         # In secure mode the guarantee must hold for the sum as it is computed, so it is computed in float64.
         done = self.work.clipped_sum(
             weights,
@@ -263,28 +256,35 @@ class Round:
         clients = np.array(done.clients, np.int64)
         local.non_finite = clients[~done.finite].tolist()
         survivors = tuple(sorted(clients[done.finite].tolist()))
-        sent = {"input": len(weights) * _FLOAT_BYTES * len(survivors)}
+        sent = {"input": len(weights) * FLOAT_BYTES * len(survivors)}
         local.aggregate = Aggregate(done.total, survivors, {}, {}, sent)
         return local
 
-    def _rounding(self, terms: Terms) -> Callable[[int], RandomSource]:
-        return lambda client: self.streams.source(Purpose.ROUNDING, terms.round, client)
-
-    def _bound(self, state: MechanismState) -> float | None:
-        bound = self.mechanism.bound(state)
-        # A weighted vector carries its weight, at most 1, as one more coordinate.
-        return bound if bound is None or self.shares is None else math.hypot(bound, 1.0)
+    def _inputs(self, weights: Vector, state: MechanismState, terms: Terms, cohort: Cohort) -> Inputs:
+        length, bound = self.mechanism.length(len(weights)), self.mechanism.bound(state)
+        if self.shares is not None:
+            # A weighted vector carries its weight, at most 1, as one more coordinate.
+            length, bound = length + 1, None if bound is None else math.hypot(bound, 1.0)
+        return Inputs(
+            terms.round,
+            cohort.clients,
+            length,
+            bound,
+            self.mechanism.integral,
+            lambda client: self.streams.source(Purpose.ROUNDING, terms.round, client),
+            hashlib.sha256(weights.tobytes()).digest(),
+        )
 
     def _weigh(self, client: int, vector: NDArray[np.float32]) -> Real:
         assert self.shares is not None
         share = float(self.shares[client])
         return np.append(share * vector.astype(np.float64), share)
 
-    def _sum(self, terms: Terms, local: _Local, cohort: Cohort) -> tuple[Aggregate | None, str | None]:
+    def _sum(self, local: _Local, cohort: Cohort) -> tuple[Aggregate | None, str | None]:
         dropouts: dict[int, Stage | None] = {**cohort.dropouts, **dict.fromkeys(local.non_finite)}
         if not cohort.clients and self.divisor is not None:
             # An empty Poisson cohort: the mechanism still adds its noise, or silence would tell who is missing.
-            return Aggregate(np.zeros(local.length), (), {}), None
+            return Aggregate(np.zeros(local.inputs.length), (), {}), None
         if not cohort.clients:
             return None, "no client was sampled"
         try:
@@ -293,9 +293,7 @@ class Round:
             elif local.running is not None:
                 aggregate = local.running.close(dropouts)
             else:
-                aggregate = self.aggregation.sum(
-                    terms.round, local.vectors, dropouts, self._rounding(terms), local.bound
-                )
+                aggregate = self.aggregation.sum(local.inputs, local.vectors, dropouts)
         except RoundAborted as error:
             return None, str(error)
         if not aggregate.survivors and self.divisor is None:
@@ -310,8 +308,10 @@ class Round:
         return mean
 
     def _signal_to_noise(self, state: MechanismState, aggregate: Aggregate | None, dimension: int) -> float | None:
-        stddev = self.mechanism.stddev(state)
-        if aggregate is None or not stddev or self.mechanism.integral:
+        if aggregate is None or self.mechanism.integral:
+            return None
+        stddev = self.mechanism.stddev(state, len(aggregate.survivors))
+        if not stddev:
             return None
         return l2_norm(aggregate.total[:dimension]) / (stddev * math.sqrt(dimension))
 
@@ -334,6 +334,7 @@ class Round:
             shares=shares,
             uploads={c: seen(v) for c, v in aggregate.uploads.items()} if aggregate else {},
             total=seen(aggregate.total) if aggregate else np.zeros(d),
+            threshold=aggregate.threshold if aggregate else None,
         )
 
 
@@ -344,8 +345,7 @@ class _Local:
     ``vectors`` are what they send; ``running`` or ``aggregate`` hold the sum instead, where it is made earlier.
     """
 
-    length: int
-    bound: float | None
+    inputs: Inputs
     vectors: dict[int, NDArray[Any]] = field(default_factory=dict)
     running: RunningSum | None = None
     aggregate: Aggregate | None = None

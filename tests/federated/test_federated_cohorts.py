@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from scipy.stats import binom, chi2
 
-from privfed.federated.cohorts import VANISHING_STAGES, sample_cohort
+from privfed.federated.aggregation import round_threshold
+from privfed.federated.cohorts import VANISHING_STAGES, abort_probability, sample_cohort
 from privfed.federated.streams import Purpose, Streams
 from privfed.privacy.randomness import SystemSource
-from privfed.privacy.sampling import FixedSizeSampling, FullParticipation, PoissonSampling
+from privfed.privacy.sampling import (
+    FixedSizeSampling,
+    FullParticipation,
+    PoissonSampling,
+    RoundRobinSampling,
+    SamplingScheme,
+)
 
 STREAMS = [Streams(5, secure=False), Streams(5, secure=True)]
 FALSE_ALARM = 1e-6
@@ -78,3 +85,36 @@ def test_secure_streams_come_from_the_system_where_privacy_rests_on_them() -> No
     assert secure == {Purpose.COHORT, Purpose.ROUNDING, Purpose.NOISE, Purpose.CLIENT_NOISE}
     keys = {STREAMS[0].key(p, r, c) for p in Purpose for r in range(3) for c in (None, 0, 1)}
     assert len(keys) == len(Purpose) * 9
+
+
+def test_two_survivor_lists_never_both_reach_the_threshold() -> None:
+    for cohort in range(1, 60):
+        for colluders in range(cohort):
+            needed = round_threshold(cohort, None, colluders)
+            honest = cohort - colluders
+            # Each honest client signs one list; colluders sign both.
+            assert 2 * needed > honest + 2 * colluders
+            assert needed <= cohort or cohort == 1
+    assert round_threshold(54, None, 3) == 29
+    assert round_threshold(54, 40, 3) == 40
+    assert round_threshold(2, None, 0) == 2
+
+
+@pytest.mark.parametrize(
+    "scheme", [PoissonSampling(0.3), FixedSizeSampling(5, 12), RoundRobinSampling(4, 12, 30), FullParticipation()]
+)
+def test_the_chance_of_an_abort_is_what_simulated_rounds_show(scheme: SamplingScheme) -> None:
+    clients, dropout, rounds = 12, 0.35, 4000
+
+    def needed(cohort: int) -> int:
+        return round_threshold(cohort, 3, 1)
+
+    stated = abort_probability(clients, scheme, dropout, needed)
+    aborts = 0
+    for number in range(1, rounds + 1):
+        cohort = sample_cohort(number, clients, scheme, dropout, STREAMS[0])
+        size = len(cohort.clients)
+        aborts += size > 0 and size - len(cohort.dropouts) < needed(size)
+    # Five standard deviations: a false alarm in 10⁶.
+    assert abs(aborts / rounds - stated) < 5 * np.sqrt(stated * (1 - stated) / rounds)
+    assert abort_probability(clients, scheme, 0.0, lambda cohort: min(cohort, 2)) == pytest.approx(0, abs=1e-12)

@@ -17,7 +17,7 @@ from privfed.federated.server_update import sgd
 from privfed.federated.streams import Streams
 from privfed.privacy.mechanisms import AdaptiveClipping, CentralGaussian, LocalGaussian, Mechanism, NoMechanism
 from privfed.privacy.randomness import SeededSource
-from privfed.secagg import ProtocolSum, RingSum, Stage
+from privfed.secagg import ProtocolSum, RingSum, SecureSum, Stage
 
 D = 12
 CLIENTS = tuple(range(8))
@@ -44,7 +44,10 @@ class FixedWork(ClientWork):
 def aggregation(mode: str, bits: int = 32) -> Aggregation:
     if mode == "off":
         return PlainAggregation()
-    secure_sum = ProtocolSum if mode == "protocol" else lambda number, threshold: RingSum(threshold)
+
+    def secure_sum(number: int, threshold: int, model: bytes) -> SecureSum:
+        return ProtocolSum(number, threshold, model=model) if mode == "protocol" else RingSum(threshold)
+
     return RingAggregation(secure_sum, bits, None, mode == "protocol")
 
 
