@@ -99,8 +99,13 @@ class Console:
                 }
             )
         self.table("Who learns what", rows)
-        g = evidence.observers[0].guarantee  # one mechanism: unit, neighbours and sampling are the same for all
-        self.say_result(f"ε is {g.unit}-level; neighbours: {g.neighbouring}; sampling: {g.sampling}.")
+        terms: dict[str, list[str]] = {}
+        for seen in evidence.observers:
+            g = seen.guarantee
+            words = f"{g.unit}-level; neighbours: {g.neighbouring}; sampling: {g.sampling}"
+            terms.setdefault(words, []).append(seen.observer)
+        for words, observers in terms.items():
+            self.say_result(f"ε against {', '.join(observers)} is {words}.")
         accuracy = evidence.accuracy
         self.figures(
             {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -125,6 +125,13 @@ class Experiment:
         return replace(self.privacy_plan, rounds=self.rounds if rounds is None else rounds).guarantees(
             self.noise_multiplier
         )
+
+    def stated(self, guarantees: Mapping[str, Guarantee]) -> Guarantee | None:
+        """The one to watch: against ``privacy.against``; ``None`` where nothing is promised."""
+        against = self.settings.privacy.against
+        if self.privacy_plan is None or not guarantees or against not in ("protected", *guarantees):
+            return None
+        return self.privacy_plan.stated(guarantees, against)
 
     @cached_property
     def rounds(self) -> int:
@@ -339,7 +346,15 @@ def compose(settings: Settings, population: Population | None = None) -> Experim
     if noise is None and privacy.epsilon is not None:
         assert experiment.privacy_plan is not None  # there is a mechanism
         noise = experiment.privacy_plan.calibrate(privacy.epsilon, privacy.against)
-    return replace(experiment, noise_multiplier=noise)
+    experiment = replace(experiment, noise_multiplier=noise)
+    if experiment.rounds == 0:
+        raise SettingError(
+            "a single round spends more",
+            where="privacy.max_epsilon",
+            value=privacy.max_epsilon,
+            remedy="Raise it, or use more noise",
+        )
+    return experiment
 
 
 def load_population_of(settings: Settings) -> Population:

@@ -21,7 +21,7 @@ from privfed.federated.checkpoint import Checkpoints
 from privfed.federated.client_evaluation import evaluate_clients
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, digest
 from privfed.files import write_text
-from privfed.privacy.accounting import marks, statements
+from privfed.privacy.accounting import Guarantee, marks, shared, statements
 from privfed.privacy.ledger_report import verify_ledger
 from privfed.rundir import TRANSCRIPT, MetricsFile, RunFolder
 from privfed.tensorboard import EventFile
@@ -179,6 +179,10 @@ def _train(
                     files.append(events)
             if reports:
                 console.say(f"going on after round {len(reports)}")
+            planned = experiment.guarantees()
+            watched = experiment.stated(planned)
+            if watched is not None:
+                console.say(f"ε is spent {watched.terms(shared(planned)[watched])}")
             advances.append(stack.enter_context(console.progress(title, experiment.rounds, len(reports))))
 
         def observe(report: RoundReport) -> None:
@@ -186,13 +190,19 @@ def _train(
                 file.write(report.as_json())
             spent = None
             if report.metrics.round in spent_at:
-                spent = min(g.epsilon for g in experiment.guarantees(report.metrics.round).values())
+                # From the ledger, which also holds what earlier attempts spent.
+                by_observer = (
+                    experiment.guarantees(report.metrics.round)
+                    if folder is None
+                    else verify_ledger(folder.ledger).guarantees
+                )
+                spent = experiment.stated(by_observer)
             advances[0](_state(report, spent))
 
         return experiment.run(spending, observe, replace(keeping, resumed=resumed))
 
 
-def _state(report: RoundReport, spent: float | None) -> str:
+def _state(report: RoundReport, spent: Guarantee | None) -> str:
     """How the training stands, in a few words."""
     metrics = report.metrics
     parts = [f"aborted: {metrics.aborted}"] if metrics.aborted else []
@@ -201,7 +211,7 @@ def _state(report: RoundReport, spent: float | None) -> str:
     if report.evaluation:
         parts.append(f"test accuracy {report.evaluation.accuracy:.4f}")
     if spent is not None:
-        parts.append(f"ε {spent:.3g}")
+        parts.append(f"ε {spent.epsilon:.3g}")
     return ", ".join(parts)
 
 

@@ -33,3 +33,20 @@ def test_wrong_settings_are_one_line_and_exit_code_2(
     assert got.returncode == 2
     assert len(got.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_whatever_shows_an_epsilon_says_what_it_means(privfed_command: list[str], tmp_path: Path) -> None:
+    changes = ["--set", "training.rounds=2", "--set", "secure_aggregation.mode=ring"]
+    got = run(privfed_command, "train", DIGITS, "--out", str(tmp_path), *changes)
+    progress = got.stderr.splitlines()
+    assert any("ε 3" in line for line in progress)  # the second of two rounds
+    (terms,) = [line for line in progress if "ε is spent" in line]
+    for shown in (terms, " ".join(got.stdout.split())):
+        for part in (
+            "δ = 0.0001",
+            "client-level",
+            "against client, release",
+            "neighbours: add or remove one client",
+            "sampling: Poisson, rate 0.15",
+        ):
+            assert part in shown

@@ -98,6 +98,24 @@ def test_missing_experiment(run: Run, tmp_path: Path) -> None:
         (["data.source=idx", "data.folder=/nowhere/at/all"], ["/nowhere/at/all: no such folder of IDX files"]),
         (["model.name=resnet"], ["model.name: unknown model (got 'resnet')", "Known: softmax"]),
         (['attacks.methods=["magic"]'], ["attacks.methods: no such attack (got 'magic')", "Known: dense_layer"]),
+        (["privacy.max_epsilon=0.01"], ["privacy.max_epsilon: a single round spends more (got 0.01)", "Raise it"]),
+        (
+            ["privacy.mechanism=banded"],
+            ["cohort.sampling: banded noise needs cohorts in a fixed order", "round_rob"],
+        ),
+        (
+            ["cohort.sampling=round_robin", "cohort.rate=none", "cohort.size=9"],
+            ["cohort.sampling: gaussian noise is not accounted for round-robin cohorts", '"banded" or "tree"'],
+        ),
+        (["privacy.mechanism=local"], ["secure_aggregation.mode: local noise has no bound", 'mode = "off"']),
+        (
+            ["privacy.mechanism=skellam", "secure_aggregation.mode=off"],
+            ["secure_aggregation.mode: skellam noise is summed as integers", 'mode = "protocol"'],
+        ),
+        (
+            ["privacy.against=server"],
+            ["privacy.against: the mechanism gaussian does not protect from it", "release"],
+        ),
         (["epsilon"], ["--set: an override is written key.path=value (got 'epsilon')", "privacy.epsilon=4"]),
     ],
 )

@@ -95,23 +95,33 @@ class Guarantee:
         """Plain values."""
         return asdict(self)
 
+    def terms(self, observers: Collection[str] = MODELS_ONLY) -> str:
+        """What the ε depends on, without it, for the ``observers`` that it holds against."""
+        return (
+            f"at δ = {self.delta:g} for {self.unit}-level privacy against {', '.join(sorted(observers))}; "
+            f"neighbours: {self.neighbouring}; sampling: {self.sampling}"
+        )
+
     def statement(self, observers: Collection[str] = MODELS_ONLY) -> str:
         """One paragraph that leaves nothing out, for the ``observers`` that the guarantee holds against."""
         noise = "" if self.noise_multiplier is None else f"noise multiplier {self.noise_multiplier:.5g}, "
         return (
-            f"ε = {self.epsilon:.4g} at δ = {self.delta:g} for {self.unit}-level privacy against "
-            f"{', '.join(sorted(observers))}; neighbours: {self.neighbouring}; sampling: {self.sampling}; "
-            f"{noise}{self.rounds} rounds; by {self.accountant} ({self.cross_check_accountant}: "
-            f"{self.cross_check_epsilon:.4g})."
+            f"ε = {self.epsilon:.4g} {self.terms(observers)}; {noise}{self.rounds} rounds; by {self.accountant} "
+            f"({self.cross_check_accountant}: {self.cross_check_epsilon:.4g})."
         )
+
+
+def shared(guarantees: Mapping[str, Guarantee]) -> dict[Guarantee, list[str]]:
+    """The observers of each guarantee."""
+    found: dict[Guarantee, list[str]] = {}
+    for observer, guarantee in guarantees.items():
+        found.setdefault(guarantee, []).append(observer)
+    return found
 
 
 def statements(guarantees: Mapping[str, Guarantee]) -> list[str]:
     """One paragraph for the observers that share a guarantee, and one for those with ε = ∞."""
-    sharing: dict[Guarantee, list[str]] = {}
-    for observer, guarantee in guarantees.items():
-        sharing.setdefault(guarantee, []).append(observer)
-    texts = [guarantee.statement(observers) for guarantee, observers in sharing.items()]
+    texts = [guarantee.statement(observers) for guarantee, observers in shared(guarantees).items()]
     rest = sorted(EVERYBODY - guarantees.keys())
     return [*texts, f"Against {', '.join(rest)}: ε = ∞."] if rest else texts
 

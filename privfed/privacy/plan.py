@@ -173,7 +173,7 @@ class PrivacyPlan:
             raise PrivacyError("must be at least 1", where="rounds", value=self.rounds)
 
         def spent(noise_multiplier: float) -> float:
-            return self.stated(self.guarantees(noise_multiplier), against)
+            return self.stated(self.guarantees(noise_multiplier), against).epsilon
 
         if self.kind in DISTRIBUTED:
             return smallest_where(spent, epsilon)
@@ -184,18 +184,18 @@ class PrivacyPlan:
         low, high = 0, self.rounds  # ε rises with the rounds
         while low < high:
             middle = (low + high + 1) // 2
-            spent = self.stated(replace(self, rounds=middle).guarantees(noise_multiplier), against)
+            spent = self.stated(replace(self, rounds=middle).guarantees(noise_multiplier), against).epsilon
             low, high = (middle, high) if spent <= limit else (low, middle - 1)
         return low
 
-    def stated(self, guarantees: Mapping[str, Guarantee], against: str) -> float:
-        """ε against an observer, or the worst of those that are protected.
+    def stated(self, guarantees: Mapping[str, Guarantee], against: str) -> Guarantee:
+        """The guarantee against an observer, or the worst against those that are protected.
 
         Raises:
             PrivacyError: The mechanism does not protect from the observer.
         """
         if against == "protected":
-            return max(g.epsilon for g in guarantees.values())
+            return max(guarantees.values(), key=lambda guarantee: guarantee.epsilon)
         if against not in guarantees:
             raise PrivacyError(
                 f"the mechanism {self.kind} does not protect from it",
@@ -203,4 +203,4 @@ class PrivacyPlan:
                 value=against,
                 remedy=f"Protected here: {', '.join(guarantees) or 'nobody'}",
             )
-        return guarantees[against].epsilon
+        return guarantees[against]

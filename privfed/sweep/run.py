@@ -101,6 +101,12 @@ def show_sweep(sweep: Sweep, out: Path, console: Console) -> None:
         console.table(
             f"ε against {sweep.observer}", [_row(summary, sweep.observer) for summary in sweep.summaries]
         )
+        losses = [trial.privacy[sweep.observer] for trial in sweep.trials if sweep.observer in trial.privacy]
+        for terms in dict.fromkeys(
+            f"δ = {loss.delta:g}, {loss.unit}-level; neighbours: {loss.neighbouring}; sampling: {loss.sampling}"
+            for loss in losses
+        ):
+            console.say_result(f"ε is each trial's own, at {terms}.")
     show_failures(sweep.trials, console)
     console.say_result(sweep.cost.statement)
     console.path("page", out / SWEEP_HTML)
