@@ -38,13 +38,8 @@ from privfed.privacy.ledger import Ledger
 from privfed.privacy.ledger_entries import Header
 from privfed.privacy.mechanisms import Mechanism, NoMechanism
 from privfed.privacy.plan import PrivacyPlan
-from privfed.privacy.sampling import (
-    FixedSizeSampling,
-    FullParticipation,
-    PoissonSampling,
-    RoundRobinSampling,
-    SamplingScheme,
-)
+from privfed.privacy.sampling import SamplingScheme
+from privfed.schemes import sampling_scheme
 from privfed.secagg import ProtocolSum, RingSum
 from privfed.transcript import Plan
 
@@ -70,14 +65,8 @@ class Experiment:
     @cached_property
     def sampling(self) -> SamplingScheme:
         """How cohorts are drawn: what the sampler does and the accountant is told."""
-        cohort = self.settings.cohort
-        if cohort.sampling == "round_robin" and cohort.size is not None:
-            return RoundRobinSampling(cohort.size, self.population.clients, self.settings.training.rounds)
-        if cohort.rate is not None:
-            return PoissonSampling(cohort.rate)
-        if cohort.size is not None:
-            return FixedSizeSampling(cohort.size, self.population.clients)
-        return FullParticipation()
+        settings = self.settings
+        return sampling_scheme(settings.cohort, self.population.clients, settings.training.rounds)
 
     @cached_property
     def streams(self) -> Streams:

@@ -13,14 +13,18 @@ _UNFINISHED = ".tmp"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file beside ``path`` that takes its place, and is on disk, when all went well."""
+def replacing(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
+    """A temporary file beside ``path`` that takes its place, and is on disk, when all went well.
+
+    Nobody but its owner reads a ``private`` one.
+    """
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=_UNFINISHED, delete=False) as file:
         try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are private by default; a run's files are not
+            if not private:  # as temporary files are at first
+                os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         except BaseException:
             with suppress(FileNotFoundError):  # an interrupt just after it took its place

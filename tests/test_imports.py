@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "privfed.audit.evidence": (),
     "privfed.report": ("privfed.audit.evidence", "privfed.errors"),
     "privfed.tensorboard": (),
+    "privfed.schemes": ("privfed.config", "privfed.privacy"),
     "privfed.console": ("privfed.audit.evidence", "privfed.errors"),
     # Many runs. Training is left to worker processes, which are started and not imported.
     "privfed.sweep": (

@@ -12,7 +12,7 @@ import pytest
 
 from privfed.config import Settings, load_settings, resolve_settings
 from privfed.errors import OutputError
-from privfed.files import replacing
+from privfed.files import replacing, write_text
 from privfed.rundir import MetricsFile, RunFolder
 
 SETTINGS = resolve_settings({"name": "mine"})
@@ -157,3 +157,21 @@ def test_a_replaced_file_is_on_disk_before_it_takes_the_name(
         file.write(b"content")
     assert order[:2] == ["sync", "replace"]
     assert (tmp_path / "x").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+    assert path.stat().st_mode & 0o777 == 0o644
+
+    def fail(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="no space"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -79,7 +79,8 @@ class Checkpoints:
         content = buffer.getvalue()
         self._folder.mkdir(exist_ok=True)
         path = self._folder / f"round-{progress.round:08d}.ckpt"
-        with replacing(path) as file:
+        # A mechanism's state can hold noise and sums that nobody is to see.
+        with replacing(path, private=True) as file:
             file.write(content + hashlib.sha256(content).digest())
         self._unusable.discard(path)
         # A later one is of rounds that were lost and are being repeated.

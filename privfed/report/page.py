@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from privfed.audit.evidence import RECOVERY_MARGIN_DB, Evidence, PrivacyLoss
+from privfed.audit.evidence import RECOVERY_MARGIN_DB, Evidence
 from privfed.report import numbers, selection
+from privfed.report.environment import page_environment
 from privfed.report.figures import (
     accuracy_figure,
     clipping_figure,
@@ -35,7 +36,7 @@ def render_html(evidence: Evidence) -> str:
     groups = selection.group_attacks(evidence.attacks)
     rounds = selection.evenly(evidence.rounds, selection.TABLE_ROWS)
     attacks = selection.foremost(evidence.attacks, selection.ATTACK_ROWS, selection.margin)
-    settings = list(_flat(evidence.run.settings))
+    settings = [(key, _setting(value)) for key, value in selection.flat_settings(evidence.run.settings)]
     html = (
         _environment()
         .get_template("page.html.j2")
@@ -44,7 +45,7 @@ def render_html(evidence: Evidence) -> str:
             level=LEVELS[evidence.verdict.level],
             mode=MODES[evidence.secure_aggregation.mode],
             recovery_margin=RECOVERY_MARGIN_DB,
-            loss_terms=_loss_terms(evidence),
+            loss_terms=selection.shared_terms((o.observer, o.guarantee) for o in evidence.observers),
             accuracy=accuracy_figure(evidence.accuracy),
             epsilons=epsilon_figure(evidence.observers),
             reconstructions=reconstruction_figure(groups),
@@ -71,29 +72,15 @@ def render_html(evidence: Evidence) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("privfed.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters |= {
-        "count": numbers.count,
-        "percent": numbers.percent,
         "points": numbers.points,
         "db": numbers.decibels,
-        "eps": numbers.epsilon,
-        "power": numbers.power,
-        "ratio": numbers.ratio,
         "octets": numbers.octets,
-        "duration": numbers.duration,
-        "moment": numbers.moment,
         "against_guess": numbers.against_guess,
         "words": numbers.words,
         "breakable": _breakable,
         "yes_no": numbers.yes_no,
-        "short": selection.shortened,
     }
     return environment
 
@@ -101,16 +88,6 @@ def _environment() -> Environment:
 def _breakable(name: str) -> Markup:
     """A name that may go on in the next line after a plus sign."""
     return escape(name).replace("+", Markup("+<wbr>"))
-
-
-def _loss_terms(evidence: Evidence) -> list[tuple[list[str], PrivacyLoss]]:
-    """What the observers' ε depend on, once for all observers that share it."""
-    shared: dict[tuple[object, ...], tuple[list[str], PrivacyLoss]] = {}
-    for entry in evidence.observers:
-        loss = entry.guarantee
-        key = (loss.unit, loss.neighbouring, loss.sampling, loss.delta)
-        shared.setdefault(key, ([], loss))[0].append(entry.observer)
-    return list(shared.values())
 
 
 def _by_workload(groups: Sequence[selection.Group]) -> list[tuple[str, list[selection.Group]]]:
@@ -123,15 +100,6 @@ def _by_workload(groups: Sequence[selection.Group]) -> list[tuple[str, list[sele
 def _groups_note(evidence: Evidence, groups: Sequence[selection.Group]) -> str:
     total = len({(a.workload, a.defence, a.observer) for a in evidence.attacks})
     return selection.selection_note(len(groups), total, "groups of attacks", "those that got most")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as ``key.path`` and value."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _setting(value)
 
 
 def _setting(value: Any) -> str:

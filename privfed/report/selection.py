@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from privfed.audit.evidence import AttackEvidence
+from privfed.audit.evidence import AttackEvidence, PrivacyLoss
 from privfed.report.numbers import words
 
 T = TypeVar("T")
@@ -20,6 +20,26 @@ MAX_GROUPS = 24
 IMAGE_BUDGET = 900_000
 """Characters of images on the page, of 2 MB in all."""
 TEXT_LIMIT = 1200
+
+
+def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as ``key.path`` and value."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flat_settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def shared_terms(losses: Iterable[tuple[str, PrivacyLoss]]) -> list[tuple[list[str], PrivacyLoss]]:
+    """What the observers' ε depend on, once for all observers that share it."""
+    shared: dict[tuple[object, ...], tuple[list[str], PrivacyLoss]] = {}
+    for observer, loss in losses:
+        key = (loss.unit, loss.neighbouring, loss.sampling, loss.delta)
+        observers = shared.setdefault(key, ([], loss))[0]
+        if observer not in observers:
+            observers.append(observer)
+    return list(shared.values())
 
 
 def evenly(items: Sequence[T], limit: int) -> list[T]:

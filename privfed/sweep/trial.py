@@ -14,14 +14,8 @@ from privfed.audit.evidence import Count, NonNegative, Part, PrivacyLoss, Sha256
 from privfed.config import Settings
 from privfed.errors import OutputError
 from privfed.files import write_text
-from privfed.privacy.sampling import (
-    FixedSizeSampling,
-    FullParticipation,
-    PoissonSampling,
-    RoundRobinSampling,
-    SamplingScheme,
-)
 from privfed.rundir import SETTINGS, RunFolder
+from privfed.schemes import sampling_scheme
 from privfed.sweep.grid import Trial
 
 MARKER = "trial.json"
@@ -125,7 +119,10 @@ class TrialFolders:
 
 def losses_of(settings: Settings, guarantees: Mapping[str, Mapping[str, Any]]) -> dict[str, PrivacyLoss]:
     """By observer, all five of them: as guaranteed, ε = ∞ for who is not protected."""
-    sampling, privacy = scheme_of(settings), settings.privacy
+    privacy, cohort = settings.privacy, settings.cohort
+    # How many clients there are only the data may tell; here it describes what promises nothing.
+    clients = settings.data.known_clients or cohort.size or 1
+    sampling = sampling_scheme(cohort, clients, settings.training.rounds)
     nothing = PrivacyLoss(
         epsilon=math.inf,
         delta=privacy.delta,
@@ -140,19 +137,6 @@ def losses_of(settings: Settings, guarantees: Mapping[str, Mapping[str, Any]]) -
         else nothing
         for observer in OBSERVERS
     }
-
-
-def scheme_of(settings: Settings) -> SamplingScheme:
-    """How cohorts are drawn."""
-    cohort = settings.cohort
-    if cohort.rate is not None:
-        return PoissonSampling(cohort.rate)
-    if cohort.size is None:
-        return FullParticipation()
-    population = settings.data.known_clients or cohort.size  # how many only the data tell: it is a description
-    if cohort.sampling == "round_robin":
-        return RoundRobinSampling(cohort.size, population, settings.training.rounds)
-    return FixedSizeSampling(cohort.size, population)
 
 
 def dump(part: Part) -> str:

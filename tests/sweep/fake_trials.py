@@ -13,9 +13,9 @@ from privfed.privacy.accounting import MODELS_ONLY, ObservedRelease, Release
 from privfed.privacy.ledger import Header, Ledger
 from privfed.privacy.ledger_report import verify_ledger
 from privfed.rundir import RunFolder
+from privfed.schemes import sampling_scheme
 from privfed.sweep.grid import Trial
 from privfed.sweep.pool import Event
-from privfed.sweep.trial import scheme_of
 
 EXPERIMENT = """
 name = "fake"
@@ -50,7 +50,10 @@ def spend(folder: Path, settings: Settings, rounds: int) -> str:
     with Ledger(folder / "ledger.jsonl", header) as ledger:
         for number in range(1, rounds + 1):
             if privacy.mechanism != "none":
-                release = Release(scheme_of(settings), noise_of(settings))
+                release = Release(
+                    sampling_scheme(settings.cohort, settings.data.known_clients or 1, settings.training.rounds),
+                    noise_of(settings),
+                )
                 ledger.reserve(number, [ObservedRelease(MODELS_ONLY, release)])
                 ledger.commit(number, digest)
         if rounds == settings.training.rounds:

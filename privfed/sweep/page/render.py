@@ -5,19 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from privfed.audit.evidence import PrivacyLoss
-from privfed.report import numbers
-from privfed.report.selection import shortened
+from privfed.report.environment import page_environment
+from privfed.report.selection import flat_settings, shared_terms
 from privfed.sweep.cost import ADVICE, Composition
 from privfed.sweep.page.figure import trade_off
 from privfed.sweep.record import Sweep, in_words, shown
-from privfed.sweep.trial import OBSERVERS, TrialResult
+from privfed.sweep.trial import OBSERVERS
 
 TABLE_ROWS = 2000
 
@@ -29,7 +28,7 @@ def render_sweep(sweep: Sweep) -> str:
     return environment.get_template("sweep.html.j2").render(
         s=sweep,
         figure=trade_off(sweep),
-        loss_terms=_loss_terms(sweep.trials),
+        loss_terms=shared_terms(item for trial in sweep.trials for item in trial.privacy.items()),
         costs=_costs(sweep),
         advice=ADVICE,
         best=sweep.cost.selected,
@@ -39,7 +38,11 @@ def render_sweep(sweep: Sweep) -> str:
         counts={
             status: sum(t.status == status for t in sweep.trials) for status in ("done", "failed", "unfinished")
         },
-        settings=[(key, value) for key, value in _flat(sweep.settings) if key not in sweep.varied],
+        settings=[
+            (key, "not set" if value is None else shown(value))
+            for key, value in flat_settings(sweep.settings)
+            if key not in sweep.varied
+        ],
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -47,22 +50,8 @@ def render_sweep(sweep: Sweep) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("privfed.sweep"), PackageLoader("privfed.report")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("privfed.sweep")
     environment.filters |= {
-        "count": numbers.count,
-        "percent": numbers.percent,
-        "eps": numbers.epsilon,
-        "power": numbers.power,
-        "ratio": numbers.ratio,
-        "duration": numbers.duration,
-        "moment": numbers.moment,
-        "short": shortened,
         "in_words": in_words,
         "shown": shown,
         "sort_key": _sort_key,
@@ -99,18 +88,6 @@ def _grouped(losses: dict[str, PrivacyLoss]) -> list[tuple[list[str], PrivacyLos
     return sorted(found, key=lambda item: math.isinf(item[1].epsilon))
 
 
-def _loss_terms(trials: Sequence[TrialResult]) -> list[tuple[PrivacyLoss, list[str]]]:
-    """What the trials' ε depend on: once for all observers and trials that share it."""
-    shared: dict[tuple[object, ...], tuple[PrivacyLoss, list[str]]] = {}
-    for trial in trials:
-        for observer, loss in trial.privacy.items():
-            key = (loss.unit, loss.neighbouring, loss.sampling, loss.delta)
-            observers = shared.setdefault(key, (loss, []))[1]
-            if observer not in observers:
-                observers.append(observer)
-    return list(shared.values())
-
-
 def _headings(keys: list[str]) -> list[tuple[str, str]]:
     last = [key.rpartition(".")[2] for key in keys]
     return list(zip(keys, last if len(set(last)) == len(last) else keys, strict=True))
@@ -123,13 +100,3 @@ def _sort_key(value: Any) -> str:
     if value == "inf":
         return "Infinity"
     return str(value).replace("inf", "Infinity") if isinstance(value, float) else str(value)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", "not set" if value is None else shown(value)))
-    return found
