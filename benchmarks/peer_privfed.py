@@ -15,11 +15,12 @@ import measure
 import numpy as np
 import workloads
 
-from privfed.config import Settings, resolve_settings
+from privfed.config import Settings
 from privfed.data import Population
 from privfed.experiment import compose
 from privfed.federated.cohorts import Cohort
 from privfed.federated.evaluation import Evaluator
+from privfed.settings_file import resolve_settings
 
 LOOSE = 10.0
 """A bound that no update of W1 reaches, since a ring needs one."""

@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privfed.config import Settings, resolve_settings
+from privfed.config import Settings
 from privfed.console import Console
 from privfed.data import Population
 from privfed.experiment import Experiment, compose, load_population_of
@@ -36,6 +36,7 @@ from privfed.privacy.accounting import Guarantee, statements
 from privfed.privacy.ledger_report import verify_ledger
 from privfed.rundir import RunFolder
 from privfed.runs import train_protected
+from privfed.settings_file import resolve_settings
 from privfed.transcript import Observer
 
 if TYPE_CHECKING:

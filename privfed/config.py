@@ -1,28 +1,19 @@
-"""The settings of one experiment: one TOML file, strict, frozen; the one place where a setting enters.
-
-Unknown keys, values out of range and settings that contradict each other are refused with key path, value and
-remedy.
-"""
+"""The settings of one experiment: strict and frozen; the one place where a setting is described and checked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from privfed.errors import SettingError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 if sys.version_info >= (3, 11):
-    import tomllib
+    pass
 else:
-    import tomli as tomllib
+    pass
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -255,86 +246,97 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
-        clients, cohort, masking = self.data.known_clients, self.cohort, self.secure_aggregation
+        self._check_cohort()
+        self._check_masking()
+        self._check_mechanism()
+        self._check_training()
+        return self
+
+    def _check_cohort(self) -> None:
+        clients, cohort = self.data.known_clients, self.cohort
         if cohort.size is not None and clients is not None and cohort.size > clients:
-            raise _ContradictionError(
-                "cohort.size", cohort.size, f"there are {clients} clients", "Make it smaller"
+            raise Contradiction("cohort.size", cohort.size, f"there are {clients} clients", "Make it smaller")
+
+    def _check_masking(self) -> None:
+        masking = self.secure_aggregation
+        if masking.mode == "off":
+            return
+        if self.privacy.clip_norm is None:
+            raise Contradiction(
+                "privacy.clip_norm",
+                None,
+                f'secure_aggregation.mode = "{masking.mode}" encodes updates in a ring of fixed width, which '
+                "needs a bound on each of them",
+                "Set privacy.clip_norm",
             )
-        if masking.mode != "off":
-            if self.privacy.clip_norm is None:
-                raise _ContradictionError(
-                    "privacy.clip_norm",
-                    None,
-                    f'secure_aggregation.mode = "{masking.mode}" encodes updates in a ring of fixed width, which '
-                    "needs a bound on each of them",
-                    "Set privacy.clip_norm",
-                )
-            expected = self.expected_cohort
-            needed = masking.threshold or 2
-            if expected is not None and needed > expected:
-                raise _ContradictionError(
-                    "secure_aggregation.threshold",
-                    needed,
-                    f"the cohort has {expected:g} clients{' on average' if cohort.rate else ''}",
-                    "Lower the threshold or enlarge the cohort",
-                )
-            if expected is not None and masking.colluders >= expected:
-                raise _ContradictionError(
-                    "secure_aggregation.colluders",
-                    masking.colluders,
-                    f"the cohort has {expected:g} clients",
-                    "Leave at least one honest client",
-                )
-        if masking.mode != "off" and self.privacy.mechanism == "local":
-            raise _ContradictionError(
+        expected = self.expected_cohort
+        needed = masking.threshold or 2
+        if expected is not None and needed > expected:
+            raise Contradiction(
+                "secure_aggregation.threshold",
+                needed,
+                f"the cohort has {expected:g} clients{' on average' if self.cohort.rate else ''}",
+                "Lower the threshold or enlarge the cohort",
+            )
+        if expected is not None and masking.colluders >= expected:
+            raise Contradiction(
+                "secure_aggregation.colluders",
+                masking.colluders,
+                f"the cohort has {expected:g} clients",
+                "Leave at least one honest client",
+            )
+
+    def _check_mechanism(self) -> None:
+        cohort, masking, mechanism = self.cohort, self.secure_aggregation, self.privacy.mechanism
+        if masking.mode != "off" and mechanism == "local":
+            raise Contradiction(
                 "secure_aggregation.mode",
                 masking.mode,
                 "local noise has no bound, so it can leave a ring of fixed width, and it needs no masks",
                 'Set mode = "off", or mechanism = "discrete_gaussian"',
             )
-        correlated = self.privacy.mechanism in ("tree", "banded")
-        if correlated != (cohort.sampling == "round_robin") and self.privacy.mechanism != "none":
-            raise _ContradictionError(
+        correlated = mechanism in ("tree", "banded")
+        if correlated != (cohort.sampling == "round_robin") and mechanism != "none":
+            raise Contradiction(
                 "cohort.sampling",
                 cohort.sampling,
-                f"{self.privacy.mechanism} noise "
+                f"{mechanism} noise "
                 + ("needs cohorts in a fixed order" if correlated else "is not accounted for round-robin cohorts"),
                 'Set sampling = "round_robin" and size' if correlated else 'Set mechanism = "banded" or "tree"',
             )
-        if masking.mode == "off" and self.privacy.mechanism in ("discrete_gaussian", "skellam"):
-            raise _ContradictionError(
+        if masking.mode == "off" and mechanism in ("discrete_gaussian", "skellam"):
+            raise Contradiction(
                 "secure_aggregation.mode",
                 masking.mode,
-                f"{self.privacy.mechanism} noise is summed as integers of a ring",
+                f"{mechanism} noise is summed as integers of a ring",
                 'Set mode = "protocol" (or "ring", which protects from no server)',
             )
-        if self.training.weighted and self.privacy.mechanism != "none":
-            raise _ContradictionError(
+        if self.training.weighted and mechanism != "none":
+            raise Contradiction(
                 "training.weighted",
                 True,
                 "example counts would scale each client's influence past the clip norm and are private themselves",
                 "Set training.weighted = false with a privacy mechanism",
             )
+        if mechanism != "none" and self.training.rounds == 0:
+            raise Contradiction("training.rounds", 0, "there is nothing to protect", "Train at least one round")
+
+    def _check_training(self) -> None:
         if self.training.server_momentum and self.training.server_optimizer != "sgd":
-            raise _ContradictionError(
+            raise Contradiction(
                 "training.server_momentum",
                 self.training.server_momentum,
                 f"{self.training.server_optimizer} has a momentum of its own",
                 'Set it to 0, or server_optimizer = "sgd"',
             )
-        if self.privacy.mechanism != "none" and self.training.rounds == 0:
-            raise _ContradictionError(
-                "training.rounds", 0, "there is nothing to protect", "Train at least one round"
-            )
         late = [r for r in self.attacks.rounds or [] if r > self.training.rounds]
         if late:
-            raise _ContradictionError(
+            raise Contradiction(
                 "attacks.rounds",
                 late,
                 f"the training has {self.training.rounds} rounds",
                 "Name earlier rounds",
             )
-        return self
 
     @property
     def expected_cohort(self) -> float | None:
@@ -350,112 +352,9 @@ class Settings(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class _ContradictionError(ValueError):
-    """Two settings that cannot both hold; pydantic wraps it, ``_explain`` takes it out again."""
+class Contradiction(ValueError):  # noqa: N818 - it says what it is
+    """Two settings that cannot both hold; pydantic wraps it, ``settings_file`` takes it out again."""
 
     def __init__(self, where: str, value: object, reason: str, remedy: str) -> None:
         super().__init__(reason)
         self.where, self.value, self.reason, self.remedy = where, value, reason, remedy
-
-
-def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
-    """Read one experiment and apply ``key.path=value`` overrides, each value in TOML's syntax or a bare word.
-
-    Raises:
-        SettingError: The file is missing or no TOML; a key is unknown; a value is out of range or contradicts
-            another.
-    """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingError(
-            "no such experiment file",
-            where=str(path),
-            remedy="Name a TOML file, such as examples/digits.toml",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"cannot be read: {error}", where=str(path)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"is not valid TOML: {error}", where=str(path)) from None
-    for override in overrides:
-        _apply(tree, override)
-    return resolve_settings(tree)
-
-
-def resolve_settings(tree: dict[str, Any]) -> Settings:
-    """Check a tree of settings and fill in the defaults."""
-    try:
-        return Settings.model_validate(tree)
-    except ValidationError as error:
-        raise _explain(error) from None
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
-        raise SettingError(
-            "an override is written key.path=value",
-            where="--set",
-            value=override,
-            remedy="For example --set privacy.epsilon=4",
-        )
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise SettingError("is a value, not a table", where=path, value=override)
-    if value == "none":
-        # TOML has no null: `--set privacy.epsilon=none` takes a key of the file away.
-        if keys[-1] == "mechanism":
-            tree[keys[-1]] = value
-        else:
-            tree.pop(keys[-1], None)
-    else:
-        tree[keys[-1]] = value
-
-
-def _explain(error: ValidationError) -> SettingError:
-    """The first fault as one line: pydantic's own list is for programmers."""
-    fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"])
-    cause = fault.get("ctx", {}).get("error")
-    if isinstance(cause, _ContradictionError):
-        return SettingError(cause.reason, where=cause.where, value=cause.value, remedy=cause.remedy)
-    value = fault["input"]
-    if fault["type"] == "extra_forbidden":
-        known = ", ".join(_known_keys(fault["loc"][:-1]))
-        return SettingError("unknown key", where=where, value=value, remedy=f"Known here: {known}")
-    if fault["type"] == "value_error":
-        return SettingError(str(cause), where=where)
-    message = fault["msg"].replace("Input should be", "must be")
-    if isinstance(value, float) and math.isnan(value):
-        message = "must be a number"
-    return SettingError(message, where=where, value=value, remedy="See the settings in the README")
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    section: type[BaseModel] = Settings
-    for part in location:
-        annotation = section.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
-    return list(section.model_fields)
-
-
-def dump_toml(settings: Settings) -> str:
-    """Every resolved setting as TOML, so that a run's folder holds all that is needed to repeat it."""
-    tree = settings.model_dump(mode="json", exclude_none=True)
-    lines = [f"{key} = {_toml(value)}" for key, value in tree.items() if not isinstance(value, dict)]
-    for name, table in tree.items():
-        if isinstance(table, dict):
-            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    # JSON's strings, numbers, booleans and arrays of these are TOML's.
-    return json.dumps(value, ensure_ascii=False)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.config import Settings, dump_toml, load_settings
+from privfed.config import Settings
 from privfed.errors import OutputError, SettingError
 from privfed.files import remove_unfinished, replacing, write_text
+from privfed.settings_file import dump_toml, load_settings
 
 SETTINGS, LEDGER, METRICS = "config.toml", "ledger.jsonl", "metrics.jsonl"
 BASELINE_METRICS, WEIGHTS, TRANSCRIPT = "metrics-baseline.jsonl", "weights.npy", "transcript.npz"

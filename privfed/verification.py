@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privfed.config import Settings, load_settings
+from privfed.config import Settings
 from privfed.errors import OutputError, PrivFedError
 from privfed.privacy.accounting import statements
 from privfed.privacy.errors import LedgerError
 from privfed.privacy.ledger_report import LedgerReport, verify_ledger
 from privfed.rundir import LEDGER, METRICS, SETTINGS, TRANSCRIPT, WEIGHTS
+from privfed.settings_file import load_settings
 from privfed.transcript import Observer
 
 if TYPE_CHECKING:

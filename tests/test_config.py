@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privfed.config import Settings, dump_toml, load_settings, resolve_settings
+from privfed.config import Settings
 from privfed.errors import SettingError
+from privfed.settings_file import dump_toml, load_settings, resolve_settings
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits.toml"
 

@@ -16,10 +16,11 @@ import typer
 from typer.main import get_command
 
 from privfed.cli import app
-from privfed.config import Settings, load_settings
+from privfed.config import Settings
 from privfed.console import Console
 from privfed.errors import DataError
 from privfed.privacy.ledger_report import verify_ledger
+from privfed.settings_file import load_settings
 from privfed.verification import verify_run
 
 ROOT = Path(__file__).parents[1]

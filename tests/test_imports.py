@@ -18,6 +18,7 @@ TENSORFLOW = ("tensorflow", "tensorflow_datasets", "tensorflow_federated", "tens
 EVERYBODY = (
     "privfed.api",
     "privfed.cli",
+    "privfed.cli_accounting",
     "privfed.sweep",
     "privfed.experiment",
     "privfed.runs",
@@ -37,7 +38,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "privfed.errors": (),
     "privfed.files": (),
     "privfed.config": ("privfed.errors",),
-    "privfed.rundir": ("privfed.config", "privfed.errors", "privfed.files"),
+    "privfed.settings_file": ("privfed.config", "privfed.errors"),
+    "privfed.rundir": ("privfed.config", "privfed.errors", "privfed.files", "privfed.settings_file"),
     "privfed.transcript": ("privfed.errors", "privfed.files", "privfed.models"),
     "privfed.data": ("privfed.errors", "privfed.files"),
     "privfed.models": ("privfed.errors",),

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privfed.config import Settings, load_settings, resolve_settings
+from privfed.config import Settings
 from privfed.errors import OutputError
 from privfed.files import replacing, write_text
 from privfed.rundir import MetricsFile, RunFolder
+from privfed.settings_file import load_settings, resolve_settings
 
 SETTINGS = resolve_settings({"name": "mine"})
 OTHER = resolve_settings({"name": "mine", "training": {"rounds": 7}})

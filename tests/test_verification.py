@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from privfed.audit.evidence import Evidence
-from privfed.config import Settings, dump_toml, load_settings, resolve_settings
+from privfed.config import Settings
 from privfed.errors import OutputError
 from privfed.privacy.accounting import MODELS_ONLY, Guarantee, ObservedRelease, Release, account
 from privfed.privacy.ledger import Ledger
@@ -23,6 +23,7 @@ from privfed.privacy.ledger_entries import Header
 from privfed.privacy.ledger_report import verify_ledger
 from privfed.privacy.sampling import PoissonSampling
 from privfed.report import render_folder, write_report
+from privfed.settings_file import dump_toml, load_settings, resolve_settings
 from privfed.verification import Verification, verify_run
 
 sys.path.insert(0, str(Path(__file__).parent / "report"))

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privfed.audit.evidence import Count, Part, PrivacyLoss
-from privfed.config import Settings, load_settings
+from privfed.config import Settings
 from privfed.errors import PrivFedError
 from privfed.privacy.accounting import Guarantee, ObservedRelease, by_observer
 from privfed.privacy.errors import LedgerError, PrivacyError
 from privfed.privacy.ledger_report import spent_releases
 from privfed.report.numbers import epsilon
 from privfed.rundir import LEDGER, SETTINGS
+from privfed.settings_file import load_settings
 from privfed.sweep.trial import OBSERVERS, TrialResult, losses_of
 
 ADVICE = (

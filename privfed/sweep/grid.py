@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from privfed.config import Settings, load_settings
+from privfed.config import Settings
 from privfed.errors import SettingError
+from privfed.settings_file import load_settings
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -22,10 +22,10 @@ from pydantic import JsonValue
 
 from privfed import __version__
 from privfed.audit.evidence import Count, NonNegative, Part, Share, Tree
-from privfed.config import dump_toml, load_settings
 from privfed.console import Console
 from privfed.errors import SettingError, Stopped
 from privfed.files import write_text
+from privfed.settings_file import dump_toml, load_settings
 from privfed.sweep.campaign import LOGS, Campaign, claimed
 from privfed.sweep.cost import SearchCost, search_cost
 from privfed.sweep.grid import Base, Trial

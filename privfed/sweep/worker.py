@@ -66,10 +66,10 @@ class Inbox:
 def work(inbox: Inbox, send: Send) -> None:
     """Train what comes in, until no more comes."""
     # Imported late: the cores must be set before TensorFlow counts them.
-    from privfed.config import resolve_settings
     from privfed.privacy.errors import PrivacyError
     from privfed.runs import run_training
     from privfed.secagg.errors import SecAggError
+    from privfed.settings_file import resolve_settings
 
     console = Reporting(send)
     send(event="ready")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from fake_trials import QUIET, FakeRunner
 
-from privfed.config import load_settings
 from privfed.errors import SettingError, Stopped
 from privfed.privacy.accounting import account
 from privfed.privacy.sampling import PoissonSampling
+from privfed.settings_file import load_settings
 from privfed.sweep.grid import Base, Trial
 from privfed.sweep.search import Range, ranges_for, spread
 from privfed.sweep.tune import Tune, fragment, run_tune

@@ -1,0 +1,219 @@
+"""The commands ``account`` and ``calibrate``: ε of planned trainings, without data and without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from privfed.privacy.plan import PrivacyPlan
+    from privfed.privacy.sampling import SamplingScheme
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
+
+
+class Sampling(str, Enum):
+    """How cohorts are drawn."""
+
+    POISSON = "poisson"
+    FIXED = "fixed"
+    ROUND_ROBIN = "round_robin"
+    ALL = "all"
+
+
+class MechanismName(str, Enum):
+    """Mechanisms, as in the settings."""
+
+    GAUSSIAN = "gaussian"
+    ADAPTIVE = "adaptive"
+    LOCAL = "local"
+    DISCRETE_GAUSSIAN = "discrete_gaussian"
+    SKELLAM = "skellam"
+    TREE = "tree"
+    BANDED = "banded"
+
+
+SamplingOption = Annotated[Sampling, typer.Option(help="How each round's cohort is drawn.")]
+MechanismOption = Annotated[MechanismName, typer.Option("--mechanism", help="Who adds which noise.")]
+Rate = Annotated[float | None, typer.Option(help="Of poisson: chance of each client to take part in a round.")]
+Size = Annotated[int | None, typer.Option(help="Of fixed and round_robin: clients in a round.")]
+Clients = Annotated[int | None, typer.Option(help="Clients in all. Poisson with central noise does not need it.")]
+Rounds = Annotated[int, typer.Option(help="Rounds of training.")]
+Delta = Annotated[float, typer.Option(help="δ of the guarantee.")]
+Dimension = Annotated[int | None, typer.Option(help="Of integer noise: weights of the model.")]
+Bands = Annotated[int | None, typer.Option(help="Of banded noise: rounds over which it is correlated.")]
+ClipNorm = Annotated[float, typer.Option(help="Of integer noise: L2 bound of an update.")]
+RingBits = Annotated[int, typer.Option(help="Of integer noise: width of the ring.")]
+Dropout = Annotated[float, typer.Option(help="Share of sampled clients that vanish, whose noise is missing.")]
+Colluders = Annotated[int, typer.Option(help="Clients that tell the server what they know.")]
+
+
+def account(
+    noise_multiplier: Annotated[
+        float,
+        typer.Option(help="Noise on the sum over the clip norm (local: of each client)."),
+    ],
+    sampling: SamplingOption,
+    rounds: Rounds,
+    delta: Delta,
+    mechanism: MechanismOption = MechanismName.GAUSSIAN,
+    rate: Rate = None,
+    size: Size = None,
+    clients: Clients = None,
+    dimension: Dimension = None,
+    bands: Bands = None,
+    clip_norm: ClipNorm = 1.0,
+    ring_bits: RingBits = 32,
+    dropout: Dropout = 0.0,
+    colluders: Colluders = 0,
+    as_json: AsJson = False,
+) -> None:
+    """State the ε of a training by observer, and all that it depends on."""
+    plan = _plan(
+        mechanism,
+        sampling,
+        rounds,
+        delta,
+        rate=rate,
+        size=size,
+        clients=clients,
+        dimension=dimension,
+        bands=bands,
+        clip_norm=clip_norm,
+        ring_bits=ring_bits,
+        dropout=dropout,
+        colluders=colluders,
+    )
+    _print_guarantees(plan, noise_multiplier, as_json)
+
+
+def calibrate(
+    epsilon: Annotated[float, typer.Option(help="Target ε.")],
+    sampling: SamplingOption,
+    rounds: Rounds,
+    delta: Delta,
+    mechanism: MechanismOption = MechanismName.GAUSSIAN,
+    rate: Rate = None,
+    size: Size = None,
+    clients: Clients = None,
+    dimension: Dimension = None,
+    bands: Bands = None,
+    clip_norm: ClipNorm = 1.0,
+    ring_bits: RingBits = 32,
+    dropout: Dropout = 0.0,
+    colluders: Colluders = 0,
+    against: Annotated[
+        str, typer.Option(help="Observer that the target is meant against; protected: the worst of the protected.")
+    ] = "protected",
+    as_json: AsJson = False,
+) -> None:
+    """Find the smallest noise multiplier whose ε is within a target."""
+    plan = _plan(
+        mechanism,
+        sampling,
+        rounds,
+        delta,
+        rate=rate,
+        size=size,
+        clients=clients,
+        dimension=dimension,
+        bands=bands,
+        clip_norm=clip_norm,
+        ring_bits=ring_bits,
+        dropout=dropout,
+        colluders=colluders,
+    )
+    _print_guarantees(plan, plan.calibrate(epsilon, against), as_json)
+
+
+def print_json(value: Any) -> None:
+    """Strict JSON."""
+    typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: it is written as the string ``inf``, as in ``report.json``."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return "inf" if value == float("inf") else value
+
+
+def _plan(
+    mechanism: MechanismName,
+    sampling: Sampling,
+    rounds: int,
+    delta: float,
+    *,
+    rate: float | None,
+    size: int | None,
+    clients: int | None,
+    dimension: int | None,
+    dropout: float,
+    **others: Any,
+) -> PrivacyPlan:
+    from privfed.errors import SettingError
+    from privfed.privacy.plan import DISTRIBUTED, PrivacyPlan
+
+    scheme = _scheme(sampling, rounds, rate, size, clients)
+    if not 0 <= dropout < 1:
+        raise SettingError("must lie in [0, 1)", where="--dropout", value=dropout)
+    if mechanism is not MechanismName.GAUSSIAN and clients is None:
+        raise SettingError(f"is missing: {mechanism.value} needs it", where="--clients")
+    if mechanism.value in DISTRIBUTED and dimension is None:
+        raise SettingError(f"is missing: {mechanism.value} needs it", where="--dimension")
+    return PrivacyPlan(
+        mechanism.value,
+        scheme,
+        rounds,
+        delta,
+        population=clients or 1,
+        dimension=dimension or 1,
+        dropout=dropout,
+        **others,
+    )
+
+
+def _scheme(
+    sampling: Sampling, rounds: int, rate: float | None, size: int | None, clients: int | None
+) -> SamplingScheme:
+    from privfed.errors import SettingError
+    from privfed.privacy.sampling import (
+        FixedSizeSampling,
+        FullParticipation,
+        PoissonSampling,
+        RoundRobinSampling,
+    )
+
+    sized = {"size", "clients"}
+    needs = {Sampling.POISSON: {"rate"}, Sampling.FIXED: sized, Sampling.ROUND_ROBIN: sized, Sampling.ALL: set()}
+    given = {key for key, value in (("rate", rate), ("size", size), ("clients", clients)) if value is not None}
+    for key in sorted(needs[sampling] - given):
+        raise SettingError(f"is missing: sampling {sampling.value} needs it", where=f"--{key}")
+    for key in sorted(given - needs[sampling] - {"clients"}):
+        raise SettingError(f"does not go with sampling {sampling.value}", where=f"--{key}", remedy="Remove it")
+    if rate is not None:
+        return PoissonSampling(rate)
+    if size is not None and clients is not None:
+        if sampling is Sampling.FIXED:
+            return FixedSizeSampling(size, clients)
+        return RoundRobinSampling(size, clients, rounds)
+    return FullParticipation()
+
+
+def _print_guarantees(plan: PrivacyPlan, noise_multiplier: float, as_json: bool) -> None:
+    """Against whoever sees the release first, then by observer."""
+    from privfed.privacy.accounting import statements
+
+    guarantees = plan.guarantees(noise_multiplier)
+    if as_json:
+        by_observer = {observer: guarantee.as_json() for observer, guarantee in guarantees.items()}
+        print_json(
+            {**guarantees["release"].as_json(), "noise_multiplier": noise_multiplier, "observers": by_observer}
+        )
+    else:
+        typer.echo("\n".join([f"noise multiplier {noise_multiplier:.6g}", *statements(guarantees)]))
