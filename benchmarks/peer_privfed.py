@@ -76,7 +76,9 @@ def main() -> None:
         state = one_round.initialize(len(weights))
         for number, clients in enumerate(data.cohorts(args.rounds), 1):
             with rounds:
-                outcome = one_round(number, weights, state, Cohort(tuple(clients), {}), lambda *released: None)
+                # Nothing is attacked, so the transcript keeps nothing: as `privfed train` runs such rounds.
+                cohort = Cohort(tuple(clients), {})
+                outcome = one_round(number, weights, state, cohort, lambda *released: None, record=False)
             weights, state = outcome.weights, outcome.state
         figures = rounds.figures()
     held_out = Evaluator(experiment.model, data.test_features.reshape(-1, 28, 28, 1), data.test_labels)

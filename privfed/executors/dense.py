@@ -77,6 +77,7 @@ def dense_layers(weights: Sequence[Any], x: Any, logits: Any) -> list[DenseLayer
 def dense_widths(model: Model) -> list[tuple[int, int]] | None:
     """Inputs and outputs of each dense layer of a model that has nothing else; ``None`` for other models."""
     with tf.Graph().as_default():
+        # Symbolic inputs: no value is ever fed, only the operations between them and the logits are looked at.
         weights = [tf.compat.v1.placeholder(tf.float32, spec.shape) for spec in model.variables]
         x = tf.compat.v1.placeholder(tf.float32, (None, *model.input_shape))
         layers = dense_layers(weights, x, model.logits(weights, x))

@@ -106,8 +106,8 @@ class Guarantee:
         """One paragraph that leaves nothing out, for the ``observers`` that the guarantee holds against."""
         noise = "" if self.noise_multiplier is None else f"noise multiplier {self.noise_multiplier:.5g}, "
         return (
-            f"ε = {self.epsilon:.4g} {self.terms(observers)}; {noise}releases: {self.rounds}; by {self.accountant} "
-            f"({self.cross_check_accountant}: {self.cross_check_epsilon:.4g})."
+            f"ε = {self.epsilon:.4g} {self.terms(observers)}; {noise}releases: {self.rounds}; "
+            f"by {self.accountant} ({self.cross_check_accountant}: {self.cross_check_epsilon:.4g})."
         )
 
 

@@ -79,7 +79,7 @@ class Upwards:
         return np.zeros(size, np.uint64)
 
     def normal(self, size: int) -> np.ndarray:
-        raise NotImplementedError
+        raise AssertionError("rounding draws words, and nothing else")
 
 
 class Counting:
@@ -91,7 +91,7 @@ class Counting:
         return self.source.words(size)
 
     def normal(self, size: int) -> np.ndarray:
-        raise NotImplementedError
+        raise AssertionError("rounding draws words, and nothing else")
 
 
 def test_after_a_bounded_number_of_attempts_it_rounds_towards_zero() -> None:
