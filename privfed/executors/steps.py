@@ -37,5 +37,6 @@ def local_step(
         total = tf.reduce_sum(losses)
         loss = total / tf.cast(tf.size(y) if real is None else real, tf.float32)
     gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    moved = [w - learning_rate * g for w, g in zip(weights, gradients, strict=True)]
+    # Of an embedding only the rows in use have a gradient, which comes as slices.
+    moved = [w - learning_rate * tf.convert_to_tensor(g) for w, g in zip(weights, gradients, strict=True)]
     return moved, tf.cast(total, tf.float64), tf.cast(tf.reduce_sum(right), tf.float64)

@@ -46,7 +46,8 @@ def naive(model, features, labels, offsets, training, weights, clients, seed):
                 loss = cross_entropy(logits, tf.constant(labels[rows]))
             loss_sum += float(loss) * len(rows)
             correct += int((logits.numpy().argmax(1) == labels[rows]).sum())
-            now = [w - training.learning_rate * g for w, g in zip(now, tape.gradient(loss, now), strict=True)]
+            gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, now)]
+            now = [w - training.learning_rate * g for w, g in zip(now, gradients, strict=True)]
         delta = np.concatenate([(b.numpy() - a).reshape(-1) for a, b in zip(start, now, strict=True)])
         yield delta, loss_sum, correct
 
@@ -95,6 +96,23 @@ def test_local_trains_a_keras_model_like_the_zoo(tmp_path, monkeypatch):
     weights = zoo.initial_vector(1)
     results = [run(LocalClientWork(m, *population(), training), weights, [0, 2])[0] for m in (own, zoo)]
     np.testing.assert_allclose(results[0]["deltas"], results[1]["deltas"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:Converting sparse IndexedSlices:UserWarning")  # TensorFlow's, about memory
+def test_local_trains_a_keras_model_with_an_embedding(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_embedding.py").write_text(
+        "import tensorflow as tf\n"
+        "def build(input_shape, classes):\n"
+        "    return tf.keras.Sequential([tf.keras.Input(input_shape), tf.keras.layers.Flatten(),\n"
+        "        tf.keras.layers.Rescaling(255.0, offset=0.5), tf.keras.layers.Embedding(256, 3),\n"
+        "        tf.keras.layers.Flatten(), tf.keras.layers.Dense(classes)])\n"
+    )
+    model = build_model("own_embedding:build", SHAPE, CLASSES)
+    weights, data, training = model.initial_vector(1), population(), LocalTraining(0.1, 2, 5)
+    (delta,) = run(LocalClientWork(model, *data, training), weights, [2])[0]["deltas"]
+    ((expected, _, _),) = naive(model, *data, training, weights, [2], SEED)
+    np.testing.assert_allclose(delta, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("model_name", ["mlp", "cnn"])
