@@ -10,13 +10,9 @@ Engines run one after another, each as a process of its own that ends with its c
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +21,7 @@ from typing import Any
 
 import environments
 import numpy as np
+import processes
 import table
 import workloads
 
@@ -43,7 +40,7 @@ TOLERANCE = 0.003
 
 
 class EngineError(Exception):
-    """An engine ended without figures, or with figures that cannot be right."""
+    """An engine's figures cannot be right."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             peak = sgemm_gflops()  # each time, since other work on the machine lowers both
             row = measured(engine, args.workload, rounds, folder)
             check(row)
-        except (EngineError, environments.InstallError) as error:
+        except (EngineError, environments.InstallError, processes.ProcessError) as error:
             print(f"{engine}: {error}", file=sys.stderr)
             failed = True
             continue
@@ -81,18 +78,9 @@ def measured(engine: str, workload: str, rounds: int, folder: Path) -> dict[str,
     name, _, variant = engine.partition("-")
     script = HERE / {**OWN, **PEERS}[name]
     python = environments.interpreter(script) if name in PEERS else sys.executable
-    with tempfile.TemporaryDirectory() as scratch:
-        out, words = Path(scratch) / "figures.json", Path(scratch) / "output.txt"
-        command = [python, str(script), "--workload", workload, "--rounds", str(rounds), "--variant", variant]
-        busy, started = _busy_seconds(), time.perf_counter()
-        code, own = _run([*command, "--data", str(folder), "--out", str(out)], words)
-        total = time.perf_counter() - started
-        if code or not out.is_file():
-            tail = words.read_text(errors="replace").strip().splitlines()[-5:]
-            raise EngineError(f"ended with code {code}: " + " | ".join(tail))
-        figures = json.loads(out.read_text())
-    others = max(0.0, (_busy_seconds() - busy - own) / total)
-    return {"engine": engine, "workload": workload, **figures, "total": total, "other_load": others}
+    command = [python, str(script), "--workload", workload, "--rounds", str(rounds), "--variant", variant]
+    figures = processes.figures([*command, "--data", str(folder)], LIMIT_SECONDS)
+    return {"engine": engine, "workload": workload, **figures}
 
 
 def check(row: dict[str, Any]) -> None:
@@ -132,33 +120,6 @@ def sgemm_gflops(size: int = 2048, repeats: int = 5) -> float:
             list(pool.map(lambda pair, into: np.matmul(pair[0], pair[1], out=into), pairs, out))
             fastest = min(fastest, time.perf_counter() - started)
     return 2 * size**3 * cores / fastest / 1e9
-
-
-def _run(command: list[str], words: Path) -> tuple[int, float]:
-    """Run a command to its end, and end what it leaves behind; gives its exit code and its CPU seconds."""
-    with words.open("wb") as output:
-        before = os.times()
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
-        try:
-            code = process.wait(LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            code = -signal.SIGKILL
-        finally:
-            # TFF's worker outlives its parent; the group is the session that was started here.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        after = os.times()
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    return code, used
-
-
-def _busy_seconds() -> float:
-    """CPU seconds that all processes of the machine have used since it started."""
-    fields = [int(v) for v in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def _engine_names() -> Iterator[str]:

@@ -75,6 +75,56 @@ def scaling(rows: list[dict[str, Any]], fits: dict[str, float], examples: int) -
     return "\n".join([*lines, "", *notes])
 
 
+def secure_sums(rows: list[dict[str, Any]]) -> str:
+    """Markdown: one line for each party and library, then what it comes to, the parameters and the machine."""
+    lines = []
+    for r in rows:
+        lines += [
+            "| | client, CPU-s | server, CPU-s | total, CPU-s | wall, s | upload a client, bytes | peak RSS, MB |",
+            "|---|--:|--:|--:|--:|--:|--:|",
+        ]
+        for name, part in (("privfed", r), ("flower", r.get("flower"))):
+            if part is not None:
+                cells = [
+                    name,
+                    f"{part['client_seconds']:.4f}",
+                    _short(part["server_seconds"]),
+                    _short(part["total_seconds"]),
+                    _short(part["wall"]),
+                    f"{part['upload_bytes']:,.0f}",
+                    f"{part['peak_rss_mb']:,.0f}",
+                ]
+                lines.append("| " + " | ".join(cells) + " |")
+        lines += ["", *_secure_sum_notes(r), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _secure_sum_notes(r: dict[str, Any]) -> list[str]:
+    notes = [
+        f"Over keystream + add in counter mode: masking {r['masking_over_floor']:.2f}, the whole round "
+        f"{r['total_over_floor']:.2f}; over the keystream as made here {r['masking_over_own_keystream']:.2f} "
+        f"and {r['total_over_own_keystream']:.2f}. Upload over 16 bits a coordinate in clear: "
+        f"{r['upload_over_clear']:.2f}."
+    ]
+    if "flower" in r:
+        notes.append(
+            f"Against Flower: client {_ratio(r['client_vs_flower'])}×, server {_ratio(r['server_vs_flower'])}×."
+        )
+    if "speedup" in r:
+        notes.append(
+            f"On {r['cores']} cores {_short(r['wall_on_cores'])} s: {r['speedup']:.2f}× faster; "
+            f"{r['cores_peak_rss_mb']:,.0f} MB."
+        )
+    versions = ", ".join(f"{name} {number}" for name, number in sorted(r["versions"].items()))
+    notes += [
+        f"{r['clients']:,} clients, {r['dim']:,} coordinates in {r['ring_bits']} bits, {100 * r['dropout']:.0f} % "
+        f"vanish after sharing keys; {r['neighbours']} neighbours, threshold {r['threshold']} "
+        f"({r['adversary']}).",
+        f"Others used up to {r['other_load']:.1f} cores meanwhile; {machine()}. {versions}.",
+    ]
+    return notes
+
+
 def machine() -> str:
     """Date, processor, cores and Python."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -22,7 +22,7 @@ NONCE_BYTES = 12
 NO_ROOT = bytes(DIGEST_BYTES)
 """Stands for the root of the advertisements before there is one."""
 
-_LABEL = b"privfed.secagg/2"
+_LABEL = b"privfed.secagg/3"
 
 
 class Purpose(Enum):

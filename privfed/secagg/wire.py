@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -82,76 +82,100 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Form:
-    """How one kind of field is written, read and measured; ``least`` is the shortest that an item can be."""
+    """How one kind of field is written, read and measured."""
 
     write: Callable[[Any], Iterator[Piece]]
     read: Callable[[_Reader], Any]
     size: Callable[[Any], int]
-    least: int
 
 
-def _fixed(length: int, what: str) -> _Form:
-    def write(value: bytes) -> Iterator[Piece]:
+@dataclass(frozen=True)
+class _Item:
+    """A value of fixed length, for itself or in lists: its ``struct`` format, and what is packed into that."""
+
+    code: str
+    pack: Callable[[Any], Sequence[Any]]
+    unpack: Callable[..., Any]
+
+    def form(self) -> _Form:
+        """Of one such value alone."""
+        record = struct.Struct(">" + self.code)
+
+        def write(value: Any) -> Iterator[Piece]:
+            yield record.pack(*self.pack(value))
+
+        return _Form(write, lambda r: self.unpack(*record.unpack(r.take(record.size))), lambda _: record.size)
+
+
+def _bytes(length: int, what: str) -> _Item:
+    def pack(value: bytes) -> Sequence[bytes]:
         if not isinstance(value, bytes) or len(value) != length:
             raise ValueError(f"{what} must be {length} bytes (got {len(value)})")
-        yield value
+        return (value,)
 
-    return _Form(write, lambda reader: bytes(reader.take(length)), lambda _: length, length)
+    return _Item(f"{length}s", pack, bytes)
 
 
-def _read_share(reader: _Reader) -> int:
-    share = int.from_bytes(reader.take(SHARE_BYTES), "big")
+def _pack_share(value: int) -> Sequence[bytes]:
+    if not 0 <= value < PRIME:
+        raise ValueError("a share lies outside of the field")
+    return (value.to_bytes(SHARE_BYTES, "big"),)
+
+
+def _unpack_share(data: bytes) -> int:
+    share = int.from_bytes(data, "big")
     if share >= PRIME:
         raise _WireError("a share lies outside of the field")
     return share
 
 
-def _write_share(value: int) -> Iterator[Piece]:
-    if not 0 <= value < PRIME:
-        raise ValueError("a share lies outside of the field")
-    yield value.to_bytes(SHARE_BYTES, "big")
+def _struct_of(kind: type[Any], fields: Mapping[str, _Item]) -> _Item:
+    """A message of fields that are each one item of ``struct``."""
+
+    def pack(value: Any) -> Sequence[Any]:
+        return [packed for name, item in fields.items() for packed in item.pack(getattr(value, name))]
+
+    return _Item("".join(item.code for item in fields.values()), pack, kind)
 
 
-_ID = _Form(lambda v: iter((_U64.pack(v),)), lambda r: r.number(_U64), lambda _: ID_BYTES, ID_BYTES)
-_KEY = _fixed(KEY_BYTES, "a key")
-_DIGEST = _fixed(DIGEST_BYTES, "a digest")
-_SIGNATURE = _fixed(SIGNATURE_BYTES, "a signature")
-_SEALED = _fixed(SEALED_BYTES, "sealed shares")
-_SHARE = _Form(_write_share, _read_share, lambda _: SHARE_BYTES, SHARE_BYTES)
+_ID_ITEM = _Item("Q", lambda value: (value,), int)
+_KEY_ITEM = _bytes(KEY_BYTES, "a key")
+_DIGEST_ITEM = _bytes(DIGEST_BYTES, "a digest")
+_SIGNATURE_ITEM = _bytes(SIGNATURE_BYTES, "a signature")
+_SEALED_ITEM = _bytes(SEALED_BYTES, "sealed shares")
+_SHARE_ITEM = _Item(f"{SHARE_BYTES}s", _pack_share, _unpack_share)
 
 
-def _list_of(form: _Form) -> _Form:
+def _list_of(item: _Item) -> _Form:
+    record = struct.Struct(">" + item.code)
+
     def write(values: tuple[Any, ...]) -> Iterator[Piece]:
         yield _U32.pack(len(values))
-        for value in values:
-            yield from form.write(value)
+        yield b"".join(record.pack(*item.pack(value)) for value in values)
 
     def read(reader: _Reader) -> tuple[Any, ...]:
-        return tuple(form.read(reader) for _ in range(reader.count(form.least)))
+        taken = reader.take(reader.count(record.size) * record.size)
+        return tuple(item.unpack(*values) for values in record.iter_unpack(taken))
 
-    return _Form(write, read, lambda values: _U32.size + sum(form.size(v) for v in values), _U32.size)
+    return _Form(write, read, lambda values: _U32.size + record.size * len(values))
 
 
-def _map_to(form: _Form) -> _Form:
+def _map_to(item: _Item) -> _Form:
+    record = struct.Struct(">Q" + item.code)
+
     def write(values: Mapping[int, Any]) -> Iterator[Piece]:
         yield _U32.pack(len(values))
-        for key in sorted(values):
-            yield _U64.pack(key)
-            yield from form.write(values[key])
+        yield b"".join(record.pack(key, *item.pack(values[key])) for key in sorted(values))
 
     def read(reader: _Reader) -> dict[int, Any]:
-        result: dict[int, Any] = {}
-        last = -1
-        for _ in range(reader.count(ID_BYTES + form.least)):
-            key = reader.number(_U64)
+        taken = reader.take(reader.count(record.size) * record.size)
+        last, result = -1, {}
+        for key, *values in record.iter_unpack(taken):
             last = _ascending(last, key)
-            result[key] = form.read(reader)
+            result[key] = item.unpack(*values)
         return result
 
-    def size(values: Mapping[int, Any]) -> int:
-        return _U32.size + sum(ID_BYTES + form.size(value) for value in values.values())
-
-    return _Form(write, read, size, _U32.size)
+    return _Form(write, read, lambda values: _U32.size + record.size * len(values))
 
 
 def _ascending(last: int, following: int) -> int:
@@ -191,8 +215,9 @@ def _read_vector(reader: _Reader) -> NDArray[Any]:
     return np.frombuffer(taken, dtype=dtype.newbyteorder("<")).astype(dtype, copy=False)
 
 
-_IDS = _Form(_write_ids, _read_ids, lambda values: _U32.size + ID_BYTES * len(values), _U32.size)
-_VECTOR = _Form(_write_vector, _read_vector, lambda v: 2 * _U32.size + int(v.nbytes), 2 * _U32.size)
+_ID, _KEY, _DIGEST, _SIGNATURE = (i.form() for i in (_ID_ITEM, _KEY_ITEM, _DIGEST_ITEM, _SIGNATURE_ITEM))
+_IDS = _Form(_write_ids, _read_ids, lambda values: _U32.size + ID_BYTES * len(values))
+_VECTOR = _Form(_write_vector, _read_vector, lambda v: 2 * _U32.size + int(v.nbytes))
 
 
 def _record(kind: type[Any], fields: Mapping[str, _Form]) -> _Form:
@@ -206,31 +231,44 @@ def _record(kind: type[Any], fields: Mapping[str, _Form]) -> _Form:
     def size(value: Any) -> int:
         return sum(form.size(getattr(value, name)) for name, form in fields.items())
 
-    return _Form(write, read, size, sum(form.least for form in fields.values()))
+    return _Form(write, read, size)
 
 
-_ADVERTISEMENT_FIELDS = {
-    "sender": _ID,
-    "mask_key": _KEY,
-    "channel_key": _KEY,
-    "model_digest": _DIGEST,
-    "signature": _SIGNATURE,
-}
-_ADVERTISEMENT = _record(AdvertiseKeys, _ADVERTISEMENT_FIELDS)
+_ADVERTISEMENT = _struct_of(
+    AdvertiseKeys,
+    {
+        "sender": _ID_ITEM,
+        "mask_key": _KEY_ITEM,
+        "channel_key": _KEY_ITEM,
+        "model_digest": _DIGEST_ITEM,
+        "signature": _SIGNATURE_ITEM,
+    },
+)
 
 _FIELDS: Mapping[type[Any], Mapping[str, _Form]] = {
-    AdvertiseKeys: _ADVERTISEMENT_FIELDS,
-    Roster: {"recipient": _ID, "root": _DIGEST, "path": _list_of(_DIGEST), "entries": _list_of(_ADVERTISEMENT)},
-    ShareKeys: {"sender": _ID, "commitment": _DIGEST, "sealed": _map_to(_SEALED), "signature": _SIGNATURE},
-    Inbox: {"recipient": _ID, "sealed": _map_to(_SEALED)},
-    MaskedInput: {"sender": _ID, "vector": _VECTOR, "included": _map_to(_KEY), "signature": _SIGNATURE},
+    AdvertiseKeys: {
+        "sender": _ID,
+        "mask_key": _KEY,
+        "channel_key": _KEY,
+        "model_digest": _DIGEST,
+        "signature": _SIGNATURE,
+    },
+    Roster: {
+        "recipient": _ID,
+        "root": _DIGEST,
+        "path": _list_of(_DIGEST_ITEM),
+        "entries": _list_of(_ADVERTISEMENT),
+    },
+    ShareKeys: {"sender": _ID, "commitment": _DIGEST, "sealed": _map_to(_SEALED_ITEM), "signature": _SIGNATURE},
+    Inbox: {"recipient": _ID, "sealed": _map_to(_SEALED_ITEM)},
+    MaskedInput: {"sender": _ID, "vector": _VECTOR, "included": _map_to(_KEY_ITEM), "signature": _SIGNATURE},
     SurvivorList: {"survivors": _IDS},
     ConsistencySignature: {"sender": _ID, "signature": _SIGNATURE},
-    UnmaskRequest: {"recipient": _ID, "signatures": _map_to(_SIGNATURE), "included": _map_to(_KEY)},
+    UnmaskRequest: {"recipient": _ID, "signatures": _map_to(_SIGNATURE_ITEM), "included": _map_to(_KEY_ITEM)},
     UnmaskShares: {
         "sender": _ID,
-        "seed_shares": _map_to(_SHARE),
-        "key_shares": _map_to(_SHARE),
+        "seed_shares": _map_to(_SHARE_ITEM),
+        "key_shares": _map_to(_SHARE_ITEM),
         "signature": _SIGNATURE,
     },
 }

@@ -10,7 +10,7 @@ import pytest
 from privfed.secagg import Directory, Identity, SecAggParams
 from privfed.secagg.errors import KeyRefusedError
 from privfed.secagg.keys import KeyPair, Purpose, Scope, hkdf_sha256
-from privfed.secagg.prg import BLOCK_BYTES, apply_masks, keystream
+from privfed.secagg.prg import BLOCK_BYTES, FIRST_BLOCK, _counter_mode, apply_masks, keystream
 
 
 def unhex(text: str) -> bytes:
@@ -97,13 +97,24 @@ CIPHER_F55 = unhex(
 
 
 def test_keystream_agrees_with_sp_800_38a_section_f_5_5() -> None:
-    assert keystream(KEY_F55, COUNTER_F55).update(PLAIN_F55) == CIPHER_F55
+    block = int.from_bytes(COUNTER_F55, "big") - FIRST_BLOCK
+    assert keystream(KEY_F55, block).update(PLAIN_F55) == CIPHER_F55
 
 
-def test_keystream_from_counter_zero_starts_with_the_block_cipher_of_zero() -> None:
+def test_keystream_at_counter_zero_is_the_block_cipher_of_zero() -> None:
     # NIST AESAVS, appendix C.1, KeySbox known answer for 256-bit keys, first row: plaintext zero.
     key = unhex("c47b0294dbbbee0fec4757f22ffeee3587ca4730c3d33b691df38bab076bc558")
-    assert keystream(key).update(bytes(16)).hex() == "46f2fb342d6f0ab477476fc501242c5f"
+    assert keystream(key, -FIRST_BLOCK).update(bytes(16)).hex() == "46f2fb342d6f0ab477476fc501242c5f"
+
+
+@pytest.mark.parametrize("by_gcm", [True, False])
+def test_the_stream_is_the_same_whichever_mode_makes_it(by_gcm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("privfed.secagg.prg._gcm_is_faster", lambda: by_gcm)
+    # McGrew and Viega, "The Galois/Counter Mode of Operation", test case 14: key, nonce and plaintext zero.
+    assert keystream(bytes(32)).update(bytes(16)).hex() == "cea7403d4d606b6e074ec5d3baf39d18"
+    whole = keystream(KEY_F55).update(bytes(100_000))
+    assert keystream(KEY_F55, 1000).update(bytes(84_000)) == whole[16_000:]
+    assert whole == _counter_mode(KEY_F55, 0).update(bytes(100_000))
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
