@@ -104,7 +104,8 @@ class Attack(Protocol):
 def attempt(attack: Attack, view: View, index: int, rng: np.random.Generator) -> Reconstruction:
     """Run ``attack`` on one observation, time it, and hold it to its contract.
 
-    Unusable observations (zero, not finite, of the wrong length) are turned away here for all attacks alike.
+    Unusable observations (zero, not finite, of the wrong length, moved by control variates) are turned away here
+    for all attacks alike.
 
     Raises:
         ValueError: The attack broke its contract: shape, range or NaN in its guess.
@@ -136,6 +137,11 @@ def _check_usable(view: View, index: int) -> None:
         if not np.isfinite(values).all():
             bad = int(np.count_nonzero(~np.isfinite(values)))
             raise NotInvertible(f"{bad} of {dimension} entries of the observed {what} are not finite")
+    if observation.corrected:
+        raise NotInvertible(
+            "the update is none of plain SGD: SCAFFOLD's control variates moved its steps, and this attack does "
+            "not take them out. Who keeps the clients' control variates can, so this is no sign of protection"
+        )
     if not observation.vector.any():
         raise NotInvertible("the observed vector is zero: it carries nothing about any example")
 

@@ -32,7 +32,8 @@ def estimate_gradient(observation: Observation, plan: Plan) -> GradientEstimate:
 
     With one local epoch the client may have taken a single step, and then the update is the gradient at the
     broadcast weights times a known number. Several epochs, clipping that bit, noise, or several clients in one
-    vector leave only the direction (approximate, when there were several steps).
+    vector leave only the direction (approximate, when there were several steps). Momentum and a proximal term do
+    not change that: the first step of a round has neither, and further ones mix gradients of the same examples.
 
     Args:
         observation: With a finite vector that is not zero, as ``attacks.base.attempt`` makes sure.
@@ -40,7 +41,8 @@ def estimate_gradient(observation: Observation, plan: Plan) -> GradientEstimate:
     """
     update = np.asarray(observation.vector, np.float64) / max(observation.contributors, 1e-300)
     if _scale_known(observation, plan, float(np.linalg.norm(update))):
-        return GradientEstimate(-update / plan.learning_rate, True)
+        assert observation.rate_factor is not None  # else its scale is not known
+        return GradientEstimate(-update / (plan.learning_rate * observation.rate_factor), True)
     # Divided by the largest entry first: squares of masked uploads or of tiny updates may leave float64.
     direction = observation.vector / np.abs(observation.vector).max()
     return GradientEstimate(-direction / np.linalg.norm(direction), False)
@@ -52,4 +54,6 @@ def _scale_known(observation: Observation, plan: Plan, norm: float) -> bool:
     )
     linear = observation.kind is not Kind.MODEL_DIFFERENCE or plan.server_scale is not None
     clipped = plan.clip_norm is not None and norm >= CLIPPED * plan.clip_norm
-    return one_client and linear and plan.local_epochs == 1 and not clipped and observation.noise_stddev == 0
+    one_step = (plan.local_epochs if plan.local_steps is None else plan.local_steps) == 1
+    one_rate = observation.rate_factor is not None
+    return one_client and linear and one_step and one_rate and not clipped and observation.noise_stddev == 0

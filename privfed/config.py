@@ -5,19 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Decay = Literal["none", "exponential", "step", "cosine"]
 
 
 class Section(BaseModel):
@@ -100,14 +95,36 @@ class Training(Section):
     """``[training]``: federated averaging."""
 
     rounds: Annotated[int, Field(ge=0)] = 20
+    algorithm: Literal["fedavg", "fedsgd", "fedprox", "scaffold"] = "fedavg"
+    """``fedsgd``: one step over all of a client's examples, whatever ``batch_size`` says. ``fedprox``: with
+    ``proximal``. ``scaffold``: with control variates, for clients whose data differ."""
+    proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Of ``fedprox``: the μ of the pull back towards the model that was sent."""
     local_epochs: Count = 1
+    local_steps: Count | None = None
+    """A fixed number of steps of each client, in as many passes as they take, instead of ``local_epochs``."""
     batch_size: Count = 20
     learning_rate: Positive = 0.1
+    learning_rate_decay: Decay = "none"
+    """From round to round: ``exponential``, ``step``, or ``cosine`` over the whole training."""
+    learning_rate_factor: Rate = 0.1
+    """Of the decay: what multiplies the rate every ``learning_rate_every`` rounds, or in the end (``cosine``)."""
+    learning_rate_every: Count | None = None
+    """Of ``exponential`` and ``step``: rounds; for ``exponential`` all that follow the warm-up when not given."""
+    learning_rate_warmup: Annotated[int, Field(ge=0)] = 0
+    """Rounds in which the rate rises linearly to its value."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the clients' steps, from zero in each round."""
     shuffle: bool = True
     weighted: bool = False
     """Weight clients by their example counts, as McMahan et al. (2017) do; refused under differential privacy."""
     server_optimizer: Literal["sgd", "adam", "adagrad", "yogi"] = "sgd"
     server_learning_rate: Positive = 1.0
+    server_learning_rate_decay: Decay = "none"
+    """This and the three below: as the clients'."""
+    server_learning_rate_factor: Rate = 0.1
+    server_learning_rate_every: Count | None = None
+    server_learning_rate_warmup: Annotated[int, Field(ge=0)] = 0
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Count = 1
@@ -322,6 +339,8 @@ class Settings(Section):
             raise Contradiction("training.rounds", 0, "there is nothing to protect", "Train at least one round")
 
     def _check_training(self) -> None:
+        self._check_algorithm()
+        self._check_rates()
         if self.training.server_momentum and self.training.server_optimizer != "sgd":
             raise Contradiction(
                 "training.server_momentum",
@@ -337,6 +356,68 @@ class Settings(Section):
                 f"the training has {self.training.rounds} rounds",
                 "Name earlier rounds",
             )
+
+    def _check_algorithm(self) -> None:
+        training, algorithm = self.training, self.training.algorithm
+        if (training.proximal is None) == (algorithm == "fedprox"):
+            raise Contradiction(
+                "training.proximal",
+                training.proximal,
+                f"{algorithm} {'needs' if algorithm == 'fedprox' else 'has no'} proximal term",
+                "Give it a value, such as 0.01" if algorithm == "fedprox" else 'Set algorithm = "fedprox"',
+            )
+        if training.local_steps is not None and training.local_epochs != 1:
+            raise Contradiction(
+                "training.local_steps",
+                training.local_steps,
+                f"local_epochs = {training.local_epochs} is given as well",
+                "Keep one of them",
+            )
+        if algorithm == "fedsgd":
+            for key, plain in (("local_epochs", 1), ("local_steps", None), ("momentum", 0.0)):
+                if (value := getattr(training, key)) != plain:
+                    raise Contradiction(
+                        f"training.{key}", value, "fedsgd takes one step a round", "Remove it, or use fedavg"
+                    )
+        if algorithm == "scaffold":
+            self._check_scaffold()
+
+    def _check_scaffold(self) -> None:
+        training, privacy = self.training, self.privacy
+        reasons = {
+            "training.weighted": (training.weighted, "control variates are means with equal weights"),
+            "training.momentum": (training.momentum, "a control variate is the mean gradient of plain steps"),
+            "privacy.mechanism": (
+                None if privacy.mechanism == "none" else privacy.mechanism,
+                "the control variates would be a second release, which no mechanism here bounds or accounts for",
+            ),
+            "executor": (None if self.executor == "local" else self.executor, "it has no control variates"),
+        }
+        for where, (value, reason) in reasons.items():
+            if value:
+                raise Contradiction(where, value, f"scaffold: {reason}", 'Remove it, or use algorithm = "fedavg"')
+
+    def _check_rates(self) -> None:
+        for side in ("", "server_"):
+            decay, every, warmup = (
+                getattr(self.training, f"{side}learning_rate_{name}") for name in ("decay", "every", "warmup")
+            )
+            where = f"training.{side}learning_rate_"
+            if every is not None and decay not in ("exponential", "step"):
+                raise Contradiction(
+                    f"{where}every",
+                    every,
+                    f"the decay {decay!r} does not use it",
+                    "Remove it, or change the decay",
+                )
+            if every is None and decay == "step":
+                raise Contradiction(
+                    f"{where}every", None, "the decay 'step' needs it", "Give the rounds of a step"
+                )
+            if warmup > self.training.rounds:
+                raise Contradiction(
+                    f"{where}warmup", warmup, f"the training has {self.training.rounds} rounds", "Make it shorter"
+                )
 
     @property
     def expected_cohort(self) -> float | None:

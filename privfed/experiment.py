@@ -27,7 +27,9 @@ from privfed.federated.aggregation import Aggregation, PlainAggregation, RingAgg
 from privfed.federated.client_work import ClientWork, LocalTraining
 from privfed.federated.cohorts import sample_cohort
 from privfed.federated.evaluation import Evaluator
+from privfed.federated.rates import RateSchedule
 from privfed.federated.round import Round
+from privfed.federated.scaffold import Scaffold
 from privfed.federated.server_update import OPTIMIZERS, ServerOptimizer
 from privfed.federated.streams import Streams
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, train
@@ -145,8 +147,24 @@ class Experiment:
     @cached_property
     def local_training(self) -> LocalTraining:
         """What clients do."""
+        training, everything = self.settings.training, int(max(1, self.population.sizes.max(initial=1)))
+        return LocalTraining(
+            training.learning_rate,
+            training.local_epochs,
+            everything if training.algorithm == "fedsgd" else training.batch_size,
+            training.shuffle,
+            training.local_steps,
+            training.momentum,
+            training.proximal or 0.0,
+            corrected=training.algorithm == "scaffold",
+        )
+
+    def rates(self, side: str) -> RateSchedule:
+        """The factor on the learning rate of the ``client`` or the ``server``, by round."""
         training = self.settings.training
-        return LocalTraining(training.learning_rate, training.local_epochs, training.batch_size, training.shuffle)
+        prefix = "server_learning_rate" if side == "server" else "learning_rate"
+        options = {name: getattr(training, f"{prefix}_{name}") for name in ("decay", "factor", "every", "warmup")}
+        return RateSchedule(training.rounds, **options)
 
     @cached_property
     def plan(self) -> Plan:
@@ -156,7 +174,7 @@ class Experiment:
         return Plan(
             learning_rate=training.learning_rate,
             local_epochs=training.local_epochs,
-            batch_size=training.batch_size,
+            batch_size=self.local_training.batch_size,
             server_scale=self.server.linear_scale,
             clip_norm=privacy.clip_norm,
             noise_stddev=self.mechanism.stddev(self.mechanism.initialize(self.model.dimension), survivors),
@@ -164,6 +182,10 @@ class Experiment:
             divisor=self.divisor,
             mode=self.settings.secure_aggregation.mode,
             weighted=training.weighted,
+            local_steps=training.local_steps,
+            momentum=training.momentum,
+            proximal=training.proximal or 0.0,
+            corrected=self.local_training.corrected,
         )
 
     @cached_property
@@ -205,7 +227,7 @@ class Experiment:
 
     def round(self, work: ClientWork) -> Round:
         """One round, ready to run."""
-        sizes = self.population.sizes
+        sizes, local = self.population.sizes, self.local_training
         return Round(
             work=work,
             mechanism=self.mechanism,
@@ -214,6 +236,9 @@ class Experiment:
             streams=self.streams,
             divisor=self.divisor,
             shares=sizes / sizes.max() if self.settings.training.weighted else None,
+            client_rate=self.rates("client"),
+            server_rate=self.rates("server"),
+            scaffold=Scaffold(local.learning_rate, local.steps_of(sizes)) if local.corrected else None,
         )
 
     def run(

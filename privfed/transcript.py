@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float32]
 
 
-VERSION = 2
+VERSION = 3
 """Of the file."""
 
 
@@ -81,6 +81,10 @@ class Plan:
         divisor: What the server divides the sum by (the expected cohort, or the survivors' weight: ``None``).
         mode: ``off``, ``ring`` or ``protocol``.
         weighted: Whether updates are weighted by their clients' example counts.
+        local_steps: Steps of a client in one round, in place of passes; ``None`` where ``local_epochs`` counts.
+        momentum: Of the clients' steps. The first step of a round has none.
+        proximal: FedProx's μ: steps also go back towards the weights sent. The first step of a round has none.
+        corrected: Whether steps also follow SCAFFOLD's control variates, all zero in round 1.
     """
 
     learning_rate: float
@@ -93,6 +97,10 @@ class Plan:
     mode: str
     weighted: bool = False
     client_noise_stddev: float = 0.0
+    local_steps: int | None = None
+    momentum: float = 0.0
+    proximal: float = 0.0
+    corrected: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +115,8 @@ class Observation:
         contributors: Sum of the weights of the clients' updates in it: their number, in unweighted averaging.
         clients: Which clients those are (identifiers of the simulation; used for scoring only).
         noise_stddev: Standard deviation per coordinate of the noise the observer knows to be in ``vector``.
+        rate_factor: On the plan's learning rate, in this round; ``None`` where several rounds differ in it.
+        corrected: Whether control variates that are not zero moved the steps behind the vector.
     """
 
     round: int
@@ -116,6 +126,8 @@ class Observation:
     contributors: float
     clients: tuple[int, ...]
     noise_stddev: float = 0.0
+    rate_factor: float | None = 1.0
+    corrected: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +154,8 @@ class RoundRecord:
         uploads: Masked vectors as the server received them, decoded to update units; empty unless masked.
         total: Sum of the survivors' updates before noise, ``[d]``.
         threshold: Survivors that the sum needed; ``None`` where it needed none.
+        rate_factor: On the clients' learning rate in this round.
+        server_factor: On the server's.
     """
 
     round: int
@@ -153,6 +167,8 @@ class RoundRecord:
     uploads: Mapping[int, NDArray[np.float64]]
     total: NDArray[np.float64]
     threshold: int | None = None
+    rate_factor: float = 1.0
+    server_factor: float = 1.0
 
 
 @dataclass
@@ -183,7 +199,7 @@ class Transcript:
         """Two successive models: the noised mean update, when the server's step is linear."""
         change = record.new_weights.astype(np.float64) - record.weights.astype(np.float64)
         return self._model_difference(
-            record.round, 1, record.weights, change, tuple(record.updates), sum(record.shares.values())
+            record.round, 1, record.weights, change, tuple(record.updates), sum(record.shares.values()), [record]
         )
 
     def _release(self) -> list[Observation]:
@@ -191,7 +207,9 @@ class Transcript:
         clients = tuple(sorted({c for record in self.records for c in record.updates}))
         contributors = max([1, *(len(record.updates) for record in self.records)])
         return [
-            self._model_difference(1, max(1, self.rounds), self.initial_weights, change, clients, contributors)
+            self._model_difference(
+                1, max(1, self.rounds), self.initial_weights, change, clients, contributors, self.records
+            )
         ]
 
     def _model_difference(
@@ -202,9 +220,13 @@ class Transcript:
         change: NDArray[np.float64],
         clients: tuple[int, ...],
         survivors: float,
+        records: list[RoundRecord],
     ) -> Observation:
-        # In units of a sum of updates: undo the server's step and division where they are linear.
-        scale = (self.plan.divisor or survivors) / (self.plan.server_scale or 1.0)
+        # In units of a sum of updates: undo the server's step and division where they are linear. Over rounds of
+        # different rates there is no one unit; what is recorded of them stands for all.
+        factors = {(record.rate_factor, record.server_factor) for record in records} or {(1.0, 1.0)}
+        server_factor = sum(factor for _, factor in factors) / len(factors)
+        scale = (self.plan.divisor or survivors) / ((self.plan.server_scale or 1.0) * server_factor)
         return Observation(
             first_round,
             Kind.MODEL_DIFFERENCE,
@@ -213,6 +235,8 @@ class Transcript:
             survivors * rounds,
             clients,
             self.plan.noise_stddev * float(np.sqrt(rounds)),
+            next(iter(factors))[0] if len(factors) == 1 else None,
+            self.plan.corrected and first_round + rounds > 2,
         )
 
     def save(self, path: Path) -> str:
@@ -232,6 +256,7 @@ class Transcript:
                     "shares": [record.shares[c] for c in clients],
                     "uploads": masked,
                     "threshold": record.threshold,
+                    "factors": [record.rate_factor, record.server_factor],
                 }
             )
             arrays[f"{i}/weights"], arrays[f"{i}/new_weights"] = record.weights, record.new_weights
@@ -274,6 +299,7 @@ class Transcript:
                     dict(zip(entry["uploads"], data[f"{i}/uploads"], strict=True)),
                     data[f"{i}/total"],
                     entry["threshold"],
+                    *entry["factors"],
                 )
                 for i, entry in enumerate(meta["records"])
             ]
@@ -283,9 +309,9 @@ class Transcript:
 
 
 def _client_updates(record: RoundRecord, plan: Plan) -> list[Observation]:
-    noise = plan.client_noise_stddev
+    terms = (plan.client_noise_stddev, record.rate_factor, plan.corrected and record.round > 1)
     return [
-        Observation(record.round, Kind.CLIENT_UPDATE, record.weights, update, record.shares[c], (c,), noise)
+        Observation(record.round, Kind.CLIENT_UPDATE, record.weights, update, record.shares[c], (c,), *terms)
         for c, update in record.updates.items()
     ]
 
@@ -304,9 +330,10 @@ def _masked(record: RoundRecord, plan: Plan, colluders: int, fewest: bool) -> li
     rest = record.total - sum(others, np.zeros_like(record.total))
     share = sum(record.shares[c] for c in honest)
     noise = plan.client_noise_stddev * float(np.sqrt(len(honest)))
-    seen = [Observation(record.round, Kind.SUM, record.weights, rest, share, honest, noise)]
+    terms = (record.rate_factor, plan.corrected and record.round > 1)
+    seen = [Observation(record.round, Kind.SUM, record.weights, rest, share, honest, noise, *terms)]
     seen += [
-        Observation(record.round, Kind.MASKED_UPLOAD, record.weights, upload, 1.0, (client,))
+        Observation(record.round, Kind.MASKED_UPLOAD, record.weights, upload, 1.0, (client,), 0.0, *terms)
         for client, upload in record.uploads.items()
         if client not in survivors[:colluders]
     ]

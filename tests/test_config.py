@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -51,6 +52,15 @@ def test_examples_are_valid_and_survive_a_round_trip(example: Path, tmp_path: Pa
         ("training.rounds=1.5", "training.rounds", "integer"),
         ("training.rounds=true", "training.rounds", "integer"),
         ("training.learning_rate=-1", "training.learning_rate", "greater than 0"),
+        ("training.algorithm=fedprox", "training.proximal", "fedprox needs"),
+        ("training.proximal=0.1", "training.proximal", "fedavg has no proximal term"),
+        ("training.local_steps=3", "training.local_steps", "local_epochs = 5 is given as well"),
+        ("training.algorithm=fedsgd", "training.local_epochs", "one step a round"),
+        ("training.algorithm=scaffold", "privacy.mechanism", "second release"),
+        ("training.momentum=1", "training.momentum", "less than 1"),
+        ("training.learning_rate_every=2", "training.learning_rate_every", "'none' does not use it"),
+        ("training.learning_rate_decay=step", "training.learning_rate_every", "needs it"),
+        ("training.server_learning_rate_warmup=41", "training.server_learning_rate_warmup", "40 rounds"),
         ("data.partition=dirichlet(0.1)", "data.partition", "alpha"),
         ("data=3", "data", "dictionary"),
         ("data.clients.x=3", "data.clients.x", "value, not a table"),
@@ -66,6 +76,21 @@ def test_wrong_settings_are_one_line_with_place_and_words(override: str, where: 
     assert caught.value.where.startswith(where)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("others", "where"),
+    [
+        ({"training": {"weighted": True}}, "training.weighted"),
+        ({"training": {"momentum": 0.5}}, "training.momentum"),
+        ({"executor": "tff"}, "executor"),
+    ],
+)
+def test_scaffold_is_refused_with_what_it_has_no_meaning_for(others: dict[str, Any], where: str) -> None:
+    training = {"algorithm": "scaffold", **others.get("training", {})}
+    with pytest.raises(SettingError, match="scaffold: ") as caught:
+        resolve_settings({**others, "training": training})
+    assert caught.value.where == where
 
 
 def test_masking_needs_a_bound() -> None:

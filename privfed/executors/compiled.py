@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from privfed.executors.accumulate import add_contribution, clip_factor, squared_norm_in_pieces
 from privfed.executors.population import as_model_input
-from privfed.executors.steps import local_step
+from privfed.executors.steps import Rule, local_gradients
 from privfed.federated.client_work import LocalTraining, Schedule
 from privfed.models.functional import Model, Weights
 
@@ -43,7 +43,7 @@ class CallShape:
         """Room for the largest client, and for enough small ones to make a call worth it."""
         batch = int(min(training.batch_size, sizes.max(initial=1)))
         batch = max(batch, 1)
-        most = training.epochs * -(-int(sizes.max(initial=1)) // batch)
+        most = int(training.steps_of(sizes).max(initial=1))
         return cls(max(most, fewest), batch, not (sizes % batch).any())
 
 
@@ -81,7 +81,7 @@ class Batches:
 def compiled_sum_graph(
     model: Model, training: LocalTraining, shape: CallShape, features: Any, labels: Any, total_dtype: Any
 ) -> Any:
-    """``(weights, features, labels, *batches, clip norm)`` as ``loop.sum_graph``, for clients with examples.
+    """``(weights, features, labels, rate, *batches, clip norm)`` as ``loop.sum_graph``, for clients with examples.
 
     A client whose squared norm is not finite is not in the total, although its update may be: see
     ``squared_norm_in_pieces``; a branch for it in here would cost every client a copy of its update.
@@ -95,19 +95,21 @@ def compiled_sum_graph(
     # The loop carries narrow kernels turned; XLA folds the turning back into the products.
     inner = dataclasses.replace(model, logits=lambda weights, x: model.logits(turn(weights), x))
 
-    def train(weights, features, labels, rows, real, client_bounds, clients, clip_norm):  # type: ignore[no-untyped-def]  # traced
+    def train(weights, features, labels, rate, rows, real, client_bounds, clients, clip_norm):  # type: ignore[no-untyped-def]  # traced
         start = turn(model.unflatten(weights))
+        rule = Rule(training, rate, start)
 
-        def step(s, w, loss_sum, correct):  # type: ignore[no-untyped-def]  # traced
+        def step(s, w, v, loss_sum, correct):  # type: ignore[no-untyped-def]  # traced
             x, y = as_model_input(tf.gather(features, rows[s])), tf.gather(labels, rows[s])
-            w, loss, right = local_step(inner, training.learning_rate, w, x, y, None if shape.full else real[s])
-            return s + 1, w, loss_sum + loss, correct + right
+            gradients, loss, right = local_gradients(inner, w, x, y, None if shape.full else real[s])
+            w, v = rule.move(w, v, gradients)
+            return s + 1, w, v, loss_sum + loss, correct + right
 
         def client(i, total, *known):  # type: ignore[no-untyped-def]  # traced
             zero, last = tf.constant(0.0, tf.float64), client_bounds[i + 1]
             # The first step is taken out of the loop, which saves the loop's copy of the weights.
-            first = step(client_bounds[i], start, zero, zero)  # type: ignore[no-untyped-call]  # traced
-            _, w, loss_sum, correct = tf.while_loop(lambda s, *_: s < last, step, first, parallel_iterations=1)
+            first = step(client_bounds[i], start, rule.velocity(), zero, zero)  # type: ignore[no-untyped-call]  # traced
+            _, w, _, loss_sum, correct = tf.while_loop(lambda s, *_: s < last, step, first, parallel_iterations=1)
             update = [b - a for a, b in zip(start, w, strict=True)]
             squared = squared_norm_in_pieces(update)
             factor = clip_factor(tf.sqrt(squared), clip_norm, model.dimension)
@@ -128,6 +130,7 @@ def compiled_sum_graph(
             tf.TensorSpec([model.dimension], tf.float32),
             tf.TensorSpec(features.shape, features.dtype),
             tf.TensorSpec(labels.shape, tf.int32),
+            tf.TensorSpec([], tf.float32),
             tf.TensorSpec([shape.steps, shape.batch], tf.int32),
             tf.TensorSpec([shape.steps], tf.int32),
             tf.TensorSpec([shape.steps + 1], tf.int32),

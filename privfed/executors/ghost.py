@@ -38,7 +38,7 @@ summation, and two of them are multiplied. The sum can cancel, so the error is n
 def worth_it(sizes: NDArray[np.int64], training: LocalTraining, widths: Sequence[tuple[int, int]]) -> bool:
     """Whether clients take one step, and Gram matrices cost no more than the products of the training itself."""
     largest = int(sizes.max(initial=0))
-    if training.epochs != 1 or largest > training.batch_size:
+    if not training.takes_one_step(largest):
         return False
     return largest * sum(a + b for a, b in widths) <= 2 * sum(a * b for a, b in widths)
 
@@ -61,13 +61,14 @@ def places(sizes: NDArray[np.int64]) -> NDArray[np.int32]:
     return np.where(column < sizes[:, None], (ends - sizes)[:, None] + column, ends[-1]).astype(np.int32)
 
 
-def ghost_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> Any:
-    """``(weights, features, labels, rows [n], sizes [k], places [k, m], clip norm)`` as ``loop.sum_graph``.
+def ghost_graph(model: Model, feature_dtype: Any) -> Any:
+    """``(weights, features, labels, rate, rows [n], sizes [k], places [k, m], clip norm)`` as ``loop.sum_graph``.
 
-    The total is in float32: within a block, contributions are added up inside of a matrix product.
+    The total is in float32: within a block, contributions are added up inside of a matrix product. Momentum and
+    proximal term have no say in a first step.
     """
 
-    def train(weights, features, labels, rows, sizes, places, clip_norm):  # type: ignore[no-untyped-def]  # traced
+    def train(weights, features, labels, rate, rows, sizes, places, clip_norm):  # type: ignore[no-untyped-def]  # traced
         w = model.unflatten(weights)
         x, y = as_model_input(tf.gather(features, rows)), tf.gather(labels, rows)
         logits = model.logits(w, x)
@@ -90,14 +91,14 @@ def ghost_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> An
 
         pairs = [(by_client(layer.inputs), by_client(d)) for layer, d in zip(layers, derivatives, strict=True)]
         squared, at_most = _squared_norms(layers, pairs)
-        rate = tf.constant(training.learning_rate, tf.float64)
-        factor = clip_factor(rate * tf.sqrt(at_most), clip_norm, model.dimension)
+        wide = tf.cast(rate, tf.float64)
+        factor = clip_factor(wide * tf.sqrt(at_most), clip_norm, model.dimension)
         finite = tf.math.is_finite(at_most)
         scale = tf.repeat(tf.cast(tf.where(finite, factor, tf.zeros_like(factor)), tf.float32), sizes)[:, None]
         spoilt = tf.repeat(~finite, sizes)[:, None]
-        total = _total(model, layers, derivatives, scale, spoilt, training.learning_rate)
+        total = _total(model, layers, derivatives, scale, spoilt, rate)
         known = tf.cast(tf.reduce_sum(by_client(tf.stack([losses, right], 1)), 1), tf.float64)
-        return total, tf.square(rate) * squared, known[:, 0], known[:, 1]
+        return total, tf.square(wide) * squared, known[:, 0], known[:, 1]
 
     return tf.function(
         train,
@@ -105,6 +106,7 @@ def ghost_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> An
             tf.TensorSpec([model.dimension], tf.float32),
             tf.TensorSpec([None, *model.input_shape], feature_dtype),
             tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([], tf.float32),
             tf.TensorSpec([None], tf.int32),
             tf.TensorSpec([None], tf.int32),
             tf.TensorSpec([None, None], tf.int32),
@@ -152,7 +154,7 @@ def _gram_in_float64(v: Any) -> Any:
 
 
 def _total(
-    model: Model, layers: Sequence[DenseLayer], derivatives: Sequence[Any], scale: Any, spoilt: Any, rate: float
+    model: Model, layers: Sequence[DenseLayer], derivatives: Sequence[Any], scale: Any, spoilt: Any, rate: Any
 ) -> Any:
     def clean(v: Any) -> Any:
         return tf.cond(tf.reduce_any(spoilt), lambda: tf.where(spoilt, tf.zeros_like(v), v), lambda: v)

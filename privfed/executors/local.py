@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,14 @@ from privfed.executors.loop import update_graph, updates_graph
 from privfed.executors.population import check_population
 from privfed.executors.sums import CompiledSum, Data, GhostSum, LoopSum, SumPath, check_path, choose_path
 from privfed.executors.threads import available_cores, configure_threads, training_device
-from privfed.federated.client_work import ClientUpdates, ClientWork, ClippedSum, LocalTraining, schedule
+from privfed.federated.client_work import (
+    ClientUpdates,
+    ClientWork,
+    ClippedSum,
+    Conditions,
+    LocalTraining,
+    schedule,
+)
 from privfed.models.functional import Model, Vector
 
 __all__ = ["LocalClientWork", "available_cores", "configure_threads"]
@@ -78,6 +86,15 @@ class LocalClientWork(ClientWork):
         ]
         self._sums: dict[bool, list[SumPath]] = {}
         self._building = threading.Lock()
+        self._conditions = Conditions()
+
+    def under(self, conditions: Conditions) -> LocalClientWork:
+        """The same work in a round with these conditions; graphs are shared, so nothing is traced again."""
+        if self._training.corrected != (conditions.corrections is not None):
+            raise ValueError("corrections go with training that is corrected, and with no other")
+        work = copy.copy(self)
+        work._conditions = conditions
+        return work
 
     def __call__(self, weights: Vector, clients: Sequence[int], seed: Sequence[int]) -> Iterator[ClientUpdates]:
         """Train ``clients`` from ``weights`` ``[d]``; see ``ClientWork``."""
@@ -91,7 +108,7 @@ class LocalClientWork(ClientWork):
                 def train(updates: _Updates, share: NDArray[np.int64], made: tuple[Any, ...]) -> None:
                     clients, columns = made[0], made[1:]
                     for piece in updates.pieces(share, len(share)):
-                        got = updates(start, clients[piece], seed)
+                        got = updates(start, clients[piece], seed, self._conditions)
                         for column, value in zip(columns, got, strict=True):
                             column[piece] = value
 
@@ -112,7 +129,7 @@ class LocalClientWork(ClientWork):
 
         def train(updates: _Updates, share: NDArray[np.int64]) -> None:
             for piece in updates.pieces(share, max(1, self._chunk // self._threads)):
-                consume(self._as_updates(ids[piece], *updates(start, ids[piece], seed)))
+                consume(self._as_updates(ids[piece], *updates(start, ids[piece], seed, self._conditions)))
 
         with self._pool() as pool:
             list(pool.map(train, self._updates, self._shares(ids)))
@@ -127,10 +144,13 @@ class LocalClientWork(ClientWork):
         exact: bool = False,
     ) -> ClippedSum:
         """Train ``clients``, clip and add up inside the graph; see ``ClientWork``."""
+        if self._training.corrected:
+            return super().clipped_sum(weights, clients, seed, clip_norm, exact=exact)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {clip_norm}")
         start, ids = self._start(weights), np.asarray(clients, np.int64)
         bound = tf.constant(np.inf if clip_norm is None else clip_norm, tf.float64)
+        rate = _rate(self._training, self._conditions)
         sizes = self._offsets[ids + 1] - self._offsets[ids]
         squared, loss_sum, correct = np.zeros((3, len(ids)))
 
@@ -139,7 +159,7 @@ class LocalClientWork(ClientWork):
             with tf.device(self._device):
                 for piece in path.pieces(ids[share]):
                     here = share[piece]
-                    part, squared[here], loss_sum[here], correct[here] = path(start, ids[here], seed, bound)
+                    part, squared[here], loss_sum[here], correct[here] = path(start, ids[here], seed, rate, bound)
                     total += part
             return total
 
@@ -154,7 +174,7 @@ class LocalClientWork(ClientWork):
             np.isfinite(squared),
             loss_sum,
             correct,
-            (self._training.epochs * sizes).astype(np.float64),
+            self._training.seen(sizes).astype(np.float64),
         )
 
     @contextmanager
@@ -203,7 +223,7 @@ class LocalClientWork(ClientWork):
         self, clients: NDArray[np.int64], deltas: NDArray[np.float32], loss_sum: Any, correct: Any
     ) -> ClientUpdates:
         examples = self._offsets[clients + 1] - self._offsets[clients]
-        seen = (self._training.epochs * examples).astype(np.float64)
+        seen = self._training.seen(examples).astype(np.float64)
         return ClientUpdates(tuple(clients.tolist()), deltas, examples, loss_sum, correct, seen)
 
 
@@ -223,16 +243,28 @@ class _Updates:
             yield share[first : first + most]
 
     def __call__(
-        self, start: Any, clients: NDArray[np.int64], seed: Sequence[int]
+        self, start: Any, clients: NDArray[np.int64], seed: Sequence[int], conditions: Conditions
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
         """Deltas ``[clients, d]``, loss sums and counts of right answers ``[clients]``."""
         if self._graph is None:
             self._graph = self._build()
         steps = schedule(self._data.offsets, clients, self._training, seed)
-        arguments = [steps.rows, steps.step_bounds, *([] if self._long else [steps.client_bounds])]
+        arguments: list[NDArray[Any]] = [
+            steps.rows,
+            steps.step_bounds,
+            *([] if self._long else [steps.client_bounds]),
+        ]
+        if conditions.corrections is not None:
+            corrections = conditions.corrections(clients.tolist())
+            arguments.append(corrections[0] if self._long else corrections)
+        rate = _rate(self._training, conditions)
         with tf.device(self._device):
-            got = self._graph(start, self._data.features, self._data.labels, *arguments)
+            got = self._graph(start, self._data.features, self._data.labels, rate, *arguments)
         deltas, loss_sum, correct = (value.numpy() for value in got)
         if self._long:
             return deltas[None], np.array([loss_sum]), np.array([correct])
         return deltas, loss_sum, correct
+
+
+def _rate(training: LocalTraining, conditions: Conditions) -> np.float32:
+    return np.float32(training.learning_rate * conditions.rate_factor)

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from privfed.executors.accumulate import add_contribution, clip_factor, squared_norm
 from privfed.executors.population import as_model_input
-from privfed.executors.steps import local_step
+from privfed.executors.steps import Rule, local_gradients
 from privfed.federated.client_work import LocalTraining
 from privfed.models.functional import Model
 
 
 def updates_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> Any:
-    """``(weights, features, labels, *schedule) -> (deltas [k, d], loss sums [k], correct [k])``."""
+    """``(weights, features, labels, rate, *schedule) -> (deltas [k, d], loss sums [k], correct [k])``.
 
-    def train(weights, features, labels, rows, step_bounds, client_bounds):  # type: ignore[no-untyped-def]  # traced
+    Where training is corrected, the clients' corrections ``[k, d]`` are one more argument.
+    """
+
+    def train(weights, features, labels, rate, rows, step_bounds, client_bounds, *corrections):  # type: ignore[no-untyped-def]  # traced
         start = model.unflatten(weights)
         count = tf.size(client_bounds) - 1
-        steps = _Steps(model, training, features, labels, rows, step_bounds)
+        steps = _Steps(model, training, features, labels, rate, rows, step_bounds)
 
         def client(i, deltas, losses, corrects):  # type: ignore[no-untyped-def]  # traced
-            w, loss_sum, correct = steps.run(start, client_bounds[i], client_bounds[i + 1])
+            own = [model.unflatten(rows[i]) for rows in corrections]
+            w, loss_sum, correct = steps.run(start, client_bounds[i], client_bounds[i + 1], *own)
             delta = tf.concat([tf.reshape(b - a, [-1]) for a, b in zip(start, w, strict=True)], 0)
             return i + 1, deltas.write(i, delta), losses.write(i, loss_sum), corrects.write(i, correct)
 
@@ -30,37 +35,38 @@ def updates_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> 
         _, *filled = tf.while_loop(lambda i, *_: i < count, client, (0, *rows_of), parallel_iterations=1)
         return [array.stack() for array in filled]
 
-    signature = _signature(model, feature_dtype)
+    signature = [*_signature(model, feature_dtype), *_corrections(training, [None, model.dimension])]
     return tf.function(train, input_signature=signature, autograph=False).get_concrete_function()
 
 
 def update_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> Any:
-    """``(weights, features, labels, rows, step bounds) -> (delta [d], loss sum, correct)`` of one client.
+    """``(weights, features, labels, rate, rows, step bounds) -> (delta [d], loss sum, correct)`` of one client.
 
-    For long updates, which an array of updates would copy twice.
+    For long updates, which an array of updates would copy twice. A correction ``[d]`` comes last, if any.
     """
 
-    def train(weights, features, labels, rows, step_bounds):  # type: ignore[no-untyped-def]  # traced
+    def train(weights, features, labels, rate, rows, step_bounds, *correction):  # type: ignore[no-untyped-def]  # traced
         start = model.unflatten(weights)
-        steps = _Steps(model, training, features, labels, rows, step_bounds)
-        w, loss_sum, correct = steps.run(start, tf.constant(0), tf.size(step_bounds) - 1)
+        steps = _Steps(model, training, features, labels, rate, rows, step_bounds)
+        own = [model.unflatten(vector) for vector in correction]
+        w, loss_sum, correct = steps.run(start, tf.constant(0), tf.size(step_bounds) - 1, *own)
         delta = tf.concat([tf.reshape(b - a, [-1]) for a, b in zip(start, w, strict=True)], 0)
         return delta, loss_sum, correct
 
-    signature = _signature(model, feature_dtype)[:-1]
+    signature = [*_signature(model, feature_dtype)[:-1], *_corrections(training, [model.dimension])]
     return tf.function(train, input_signature=signature, autograph=False).get_concrete_function()
 
 
 def sum_graph(model: Model, training: LocalTraining, feature_dtype: Any, total_dtype: Any) -> Any:
-    """``(weights, features, labels, *schedule, clip norm)`` to the clipped sum and what is known of each client.
+    """``(weights, features, labels, rate, *schedule, clip norm)`` to the clipped sum and what is known of clients.
 
     Returns the total ``[d]`` of ``total_dtype``; then squared norms, loss sums and right answers ``[k]``, float64.
     """
 
-    def train(weights, features, labels, rows, step_bounds, client_bounds, clip_norm):  # type: ignore[no-untyped-def]  # traced
+    def train(weights, features, labels, rate, rows, step_bounds, client_bounds, clip_norm):  # type: ignore[no-untyped-def]  # traced
         start = model.unflatten(weights)
         count = tf.size(client_bounds) - 1
-        steps = _Steps(model, training, features, labels, rows, step_bounds)
+        steps = _Steps(model, training, features, labels, rate, rows, step_bounds)
 
         def client(i, total, *known):  # type: ignore[no-untyped-def]  # traced
             w, loss_sum, correct = steps.run(start, client_bounds[i], client_bounds[i + 1])
@@ -89,30 +95,39 @@ def _signature(model: Model, feature_dtype: Any) -> list[Any]:
         tf.TensorSpec([model.dimension], tf.float32),
         tf.TensorSpec([None, *model.input_shape], feature_dtype),
         tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([], tf.float32),
         *[tf.TensorSpec([None], tf.int32)] * 3,
     ]
+
+
+def _corrections(training: LocalTraining, shape: list[int | None]) -> list[Any]:
+    return [tf.TensorSpec(shape, tf.float32)] if training.corrected else []
 
 
 class _Steps:
     """Local training over a span of steps, in a graph that is being traced."""
 
     def __init__(
-        self, model: Model, training: LocalTraining, features: Any, labels: Any, rows: Any, bounds: Any
+        self, model: Model, training: LocalTraining, features: Any, labels: Any, rate: Any, rows: Any, bounds: Any
     ) -> None:
-        self._model, self._learning_rate = model, training.learning_rate
+        self._model, self._training, self._rate = model, training, rate
         self._features, self._labels, self._rows, self._bounds = features, labels, rows, bounds
 
-    def run(self, start: list[Any], first: Any, last: Any) -> tuple[list[Any], Any, Any]:
+    def run(
+        self, start: list[Any], first: Any, last: Any, correction: Sequence[Any] | None = None
+    ) -> tuple[list[Any], Any, Any]:
         """New weights, sum of losses and count of right answers of the steps from ``first`` to ``last``."""
+        rule = Rule(self._training, self._rate, start, correction)
 
-        def step(s, w, loss_sum, correct):  # type: ignore[no-untyped-def]  # traced
+        def step(s, w, v, loss_sum, correct):  # type: ignore[no-untyped-def]  # traced
             batch = self._rows[self._bounds[s] : self._bounds[s + 1]]
             x, y = as_model_input(tf.gather(self._features, batch)), tf.gather(self._labels, batch)
-            w, loss, right = local_step(self._model, self._learning_rate, w, x, y)
-            return s + 1, w, loss_sum + loss, correct + right
+            gradients, loss, right = local_gradients(self._model, w, x, y)
+            w, v = rule.move(w, v, gradients)
+            return s + 1, w, v, loss_sum + loss, correct + right
 
         zero = tf.constant(0.0, tf.float64)
-        _, w, loss_sum, correct = tf.while_loop(
-            lambda s, *_: s < last, step, (first, start, zero, zero), parallel_iterations=1
+        _, w, _, loss_sum, correct = tf.while_loop(
+            lambda s, *_: s < last, step, (first, start, rule.velocity(), zero, zero), parallel_iterations=1
         )
         return w, loss_sum, correct

@@ -40,7 +40,7 @@ class SumPath(Protocol):
         ...
 
     def __call__(
-        self, weights: Any, clients: NDArray[np.int64], seed: Sequence[int], clip_norm: Any
+        self, weights: Any, clients: NDArray[np.int64], seed: Sequence[int], rate: Any, clip_norm: Any
     ) -> list[NDArray[Any]]:
         """Total ``[d]``, and squared norms, loss sums and counts of right answers ``[clients]``."""
         ...
@@ -67,7 +67,7 @@ def check_path(path: str, model: Model, training: LocalTraining, sizes: NDArray[
     if path not in PATHS:
         raise ValueError(f"path must be one of {', '.join(PATHS)}, got {path!r}")
     if path == "ghost":
-        if training.epochs != 1 or sizes.max(initial=0) > training.batch_size:
+        if not training.takes_one_step(int(sizes.max(initial=0))):
             raise ValueError("path 'ghost' needs clients that take one local step: 1 epoch of a single batch")
         if dense_widths(model) is None:
             raise ValueError(f"path 'ghost' needs a model of dense layers alone, {model.name} is not")
@@ -103,7 +103,7 @@ class LoopSum:
             yield np.arange(first, min(first + CLIENTS_IN_FLOAT32, len(clients)))
 
     def __call__(
-        self, weights: Any, clients: NDArray[np.int64], seed: Sequence[int], clip_norm: Any
+        self, weights: Any, clients: NDArray[np.int64], seed: Sequence[int], rate: Any, clip_norm: Any
     ) -> list[NDArray[Any]]:
         """As ``SumPath``."""
         data, steps = self._data, schedule(self._data.offsets, clients, self._training, seed)
@@ -111,6 +111,7 @@ class LoopSum:
             weights,
             data.features,
             data.labels,
+            rate,
             steps.rows,
             steps.step_bounds,
             steps.client_bounds,
@@ -133,7 +134,7 @@ class CompiledSum:
     def pieces(self, clients: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """As ``SumPath``."""
         sizes = self._data.offsets[clients + 1] - self._data.offsets[clients]
-        steps = self._training.epochs * -(-sizes // self._shape.batch)
+        steps = self._training.steps_of(sizes)
         first, used = 0, 0
         for i, need in enumerate(steps):
             if used + need > self._shape.steps:
@@ -144,7 +145,7 @@ class CompiledSum:
             yield np.arange(first, len(clients))
 
     def __call__(
-        self, weights: Any, clients: NDArray[np.int64], seed: Sequence[int], clip_norm: Any
+        self, weights: Any, clients: NDArray[np.int64], seed: Sequence[int], rate: Any, clip_norm: Any
     ) -> list[NDArray[Any]]:
         """As ``SumPath``."""
         data = self._data
@@ -153,6 +154,7 @@ class CompiledSum:
             weights,
             data.features,
             data.labels,
+            rate,
             steps.rows,
             steps.real,
             steps.client_bounds,
@@ -160,7 +162,7 @@ class CompiledSum:
             clip_norm,
         )
         result = [total.numpy(), *(value.numpy()[: len(clients)] for value in known)]
-        return self._with_diverged(result, weights, clients, seed, clip_norm)
+        return self._with_diverged(result, weights, clients, seed, rate, clip_norm)
 
     def _with_diverged(
         self,
@@ -168,13 +170,14 @@ class CompiledSum:
         weights: Any,
         clients: NDArray[np.int64],
         seed: Sequence[int],
+        rate: Any,
         clip_norm: Any,
     ) -> list[NDArray[Any]]:
         """Go through clients again whose norm float32 cannot tell from infinity: rare, so it may be slow."""
         diverged = np.flatnonzero(~np.isfinite(result[1]))
         if len(diverged):
             with self._looping:
-                part, squared, *_ = self._loop()(weights, clients[diverged], seed, clip_norm)
+                part, squared, *_ = self._loop()(weights, clients[diverged], seed, rate, clip_norm)
             squared_norms = result[1].copy()
             squared_norms[diverged] = squared
             result[:2] = [result[0] + part, squared_norms]
@@ -186,18 +189,20 @@ class GhostSum:
 
     def __init__(self, model: Model, training: LocalTraining, data: Data) -> None:
         self._training, self._data = training, data
-        self._graph = ghost.ghost_graph(model, training, data.features.dtype)
+        self._graph = ghost.ghost_graph(model, data.features.dtype)
 
     def pieces(self, clients: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """As ``SumPath``."""
         yield from ghost.blocks(self._data.offsets[clients + 1] - self._data.offsets[clients])
 
     def __call__(
-        self, weights: Any, clients: NDArray[np.int64], seed: Sequence[int], clip_norm: Any
+        self, weights: Any, clients: NDArray[np.int64], seed: Sequence[int], rate: Any, clip_norm: Any
     ) -> list[NDArray[Any]]:
         """As ``SumPath``."""
         data = self._data
         sizes = (data.offsets[clients + 1] - data.offsets[clients]).astype(np.int32)
         steps = schedule(data.offsets, clients, self._training, seed)
-        got = self._graph(weights, data.features, data.labels, steps.rows, sizes, ghost.places(sizes), clip_norm)
+        got = self._graph(
+            weights, data.features, data.labels, rate, steps.rows, sizes, ghost.places(sizes), clip_norm
+        )
         return [value.numpy() for value in got]

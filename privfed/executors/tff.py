@@ -8,6 +8,7 @@ the clients, as a list; so whatever happens to an update afterwards is the same 
 from __future__ import annotations
 
 import collections
+import copy
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from privfed.executors.population import as_model_input, check_population
 from privfed.executors.tff_runtime import TffRuntime
-from privfed.federated.client_work import ClientUpdates, ClientWork, LocalTraining, schedule
+from privfed.federated.client_work import ClientUpdates, ClientWork, Conditions, LocalTraining, schedule
 from privfed.models.functional import Model, Vector
 from privfed.models.tff import to_functional_model
 
@@ -37,6 +38,9 @@ class TffClientWork(ClientWork):
         offsets: Client ``c`` owns the rows ``offsets[c]:offsets[c + 1]``, ``[clients + 1]``.
         training: What each client does.
         memory_budget_bytes: Bound on the memory that examples and updates take; it sets the size of a chunk.
+
+    Raises:
+        ValueError: The arrays do not fit, or training has what this executor has not: corrections.
     """
 
     def __init__(
@@ -50,10 +54,19 @@ class TffClientWork(ClientWork):
         memory_budget_bytes: int = 256 << 20,
     ) -> None:
         self._features, self._labels, self._offsets = check_population(model, features, labels, offsets)
+        if training.corrected:
+            raise ValueError("the executor 'tff' has no control variates")
         self._dimension, self._training = model.dimension, training
+        self._rate = np.float32(training.learning_rate)
         self._budget = memory_budget_bytes
         self._computation = _federated_training(model, training, self._features.dtype)
         self._runtime = TffRuntime()
+
+    def under(self, conditions: Conditions) -> TffClientWork:
+        """The same work, on the same worker, in a round with these conditions."""
+        work = copy.copy(self)
+        work._rate = np.float32(self._training.learning_rate * conditions.rate_factor)
+        return work
 
     def __enter__(self) -> TffClientWork:
         return self
@@ -94,6 +107,7 @@ class TffClientWork(ClientWork):
             labels=self._labels[first:last],
             rows=(steps.rows - first).astype(np.int32),
             step_bounds=steps.step_bounds,
+            rate=self._rate,
         )
 
     def _chunks(self, clients: list[int]) -> Iterator[list[int]]:
@@ -114,7 +128,7 @@ class TffClientWork(ClientWork):
 def _federated_training(model: Model, training: LocalTraining, feature_dtype: Any) -> Any:
     """``(weights@SERVER, work@CLIENTS) -> results@CLIENTS`` as a TFF computation."""
     functional = to_functional_model(model)
-    optimizer = tff.learning.optimizers.build_sgdm(training.learning_rate)
+    optimizer = tff.learning.optimizers.build_sgdm(training.learning_rate, training.momentum or None)
     weights_type = tff.TensorType(np.float32, [model.dimension])
     work_type = tff.to_type(
         collections.OrderedDict(
@@ -122,6 +136,7 @@ def _federated_training(model: Model, training: LocalTraining, feature_dtype: An
             labels=tff.TensorType(np.int32, [None]),
             rows=tff.TensorType(np.int32, [None]),
             step_bounds=tff.TensorType(np.int32, [None]),
+            rate=tff.TensorType(np.float32),
         )
     )
 
@@ -130,6 +145,7 @@ def _federated_training(model: Model, training: LocalTraining, feature_dtype: An
         start = model.unflatten(vector)
         bounds = work["step_bounds"]
         state = optimizer.initialize([tf.TensorSpec(w.shape, w.dtype) for w in start])
+        state = optimizer.set_hparams(state, {"learning_rate": work["rate"]})
         zero = tf.constant(0.0, tf.float64)
 
         def step(s, weights, state, loss_sum, correct):  # type: ignore[no-untyped-def]  # traced
@@ -139,7 +155,10 @@ def _federated_training(model: Model, training: LocalTraining, feature_dtype: An
                 tape.watch(weights)
                 logits = functional.predict_on_batch((tuple(weights), ()), x, True)
                 loss = functional.loss(logits, y)
-            state, weights = optimizer.next(state, weights, tape.gradient(loss, weights))
+            gradients = tape.gradient(loss, weights)
+            if mu := training.proximal:
+                gradients = [g + mu * (w - s) for g, w, s in zip(gradients, weights, start, strict=True)]
+            state, weights = optimizer.next(state, weights, gradients)
             right = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), y), tf.float64))
             seen = tf.cast(tf.size(y), tf.float64)
             return s + 1, weights, state, loss_sum + seen * tf.cast(loss, tf.float64), correct + right

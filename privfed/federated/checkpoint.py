@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from privfed.federated.round import RoundState, Vector
+from privfed.federated.scaffold import Variates
 from privfed.files import replacing
 from privfed.transcript import Plan, RoundRecord, Transcript
 
-VERSION = 2
+VERSION = 3
 KEPT = 2
 """Checkpoints that stay: the newest, and the one before it."""
 _HASH_BYTES = 32
@@ -35,7 +36,7 @@ class Progress:
     Attributes:
         round: Rounds done.
         weights: The model ``[d]``.
-        state: Of the server's optimizer and the mechanism.
+        state: Of the server's optimizer, the mechanism and SCAFFOLD.
         reports: Lines of ``metrics.jsonl`` so far.
         stage_costs: Bytes and seconds by stage so far.
         recorded: Rounds whose records the transcript holds, each with the SHA-256 of its record's file.
@@ -67,6 +68,7 @@ class Checkpoints:
             "recorded": progress.recorded,
             "server": len(progress.state.server),
             "mechanism": len(progress.state.mechanism),
+            "variates": progress.state.variates is not None,
         }
         arrays: dict[str, Any] = {
             "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
@@ -74,6 +76,8 @@ class Checkpoints:
         }
         for name, parts in (("server", progress.state.server), ("mechanism", progress.state.mechanism)):
             arrays |= {f"{name}/{i}": part for i, part in enumerate(parts)}
+        if progress.state.variates is not None:
+            arrays |= {f"variates/{name}": part for name, part in progress.state.variates.as_arrays().items()}
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         content = buffer.getvalue()
@@ -136,9 +140,13 @@ class Checkpoints:
             meta = json.loads(data["meta"].tobytes())
             if meta["version"] != VERSION or meta["settings"] != self._fingerprint:
                 raise ValueError("it is of another version or of other settings")
+            variates = {
+                name: data[f"variates/{name}"] for name in ("server", "ids", "clients") if meta["variates"]
+            }
             state = RoundState(
                 tuple(data[f"server/{i}"] for i in range(meta["server"])),
                 tuple(data[f"mechanism/{i}"] for i in range(meta["mechanism"])),
+                Variates.from_arrays(variates) if variates else None,
             )
             return Progress(
                 meta["round"],

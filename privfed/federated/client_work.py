@@ -20,17 +20,60 @@ Vector = NDArray[np.float32]
 class LocalTraining:
     """What each client does with the model it was sent: SGD, as in Algorithm 1 of McMahan et al. (2017).
 
+    With ``g`` the gradient of a batch's mean loss at ``w``, and ``w0`` the weights sent, a step is
+    ``v = momentum·v + g + proximal·(w - w0) + correction``, ``w -= learning_rate·v``; ``v`` begins at zero in each
+    round, and ``correction`` is the client's, the same in all steps of a round.
+
     Attributes:
-        learning_rate: Of plain SGD on the mean loss of a batch.
+        learning_rate: Of a step, before the round's factor.
         epochs: Passes over the client's examples.
         batch_size: Examples per step; the last batch of an epoch may be smaller.
         shuffle: Whether each epoch has an order of its own, or the one of the data.
+        steps: Steps of a client that has examples, in as many passes as they take, in place of ``epochs``.
+        momentum: Of the client's steps, in [0, 1).
+        proximal: The μ of FedProx (Li et al. 2020, Algorithm 2), 0 or more.
+        corrected: Whether rounds bring ``Conditions.corrections``.
     """
 
     learning_rate: float
     epochs: int
     batch_size: int
     shuffle: bool = True
+    steps: int | None = None
+    momentum: float = 0.0
+    proximal: float = 0.0
+    corrected: bool = False
+
+    def steps_of(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Steps of clients with so many examples."""
+        if self.steps is None:
+            return self.epochs * -(-sizes // self.batch_size)
+        return np.where(sizes > 0, self.steps, 0)
+
+    def seen(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Examples in those steps, each as often as it is taken."""
+        if self.steps is None:
+            return self.epochs * sizes
+        in_pass = np.maximum(1, -(-sizes // self.batch_size))
+        whole, rest = self.steps // in_pass, self.steps % in_pass
+        return np.where(sizes > 0, whole * sizes + np.minimum(sizes, rest * self.batch_size), 0)
+
+    def takes_one_step(self, largest: int) -> bool:
+        """Whether a client of ``largest`` examples takes one step over all of them."""
+        return largest <= self.batch_size and (self.epochs if self.steps is None else self.steps) == 1
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What local training is given anew in each round, beside the weights.
+
+    Attributes:
+        rate_factor: On the learning rate.
+        corrections: ``clients -> [clients, d]``, added to each gradient; ``None`` for none.
+    """
+
+    rate_factor: float = 1.0
+    corrections: Callable[[Sequence[int]], NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +122,10 @@ class ClippedSum:
 
 class ClientWork(Protocol):
     """Trains clients from the same weights; who inherits from it has plain ``each`` and ``clipped_sum``."""
+
+    def under(self, conditions: Conditions) -> ClientWork:
+        """The same work in a round with these conditions; what is inherited serves work that no round changes."""
+        return self
 
     def __call__(self, weights: Vector, clients: Sequence[int], seed: Sequence[int]) -> Iterator[ClientUpdates]:
         """Train ``clients`` from ``weights`` ``[d]``; yields their updates in chunks, in the order given.
@@ -174,38 +221,43 @@ def schedule(
     """
     ids = np.asarray(clients, np.int64)
     first, sizes = offsets[ids], offsets[ids + 1] - offsets[ids]
-    steps = -(-sizes // training.batch_size)
-    # An epoch of a client is a segment of the rows.
-    segment_first, segment_size, segment_steps = (np.repeat(v, training.epochs) for v in (first, sizes, steps))
+    in_pass, steps = -(-sizes // training.batch_size), training.steps_of(sizes)
+    passes = np.full(len(ids), training.epochs)
+    if training.steps is not None:
+        passes = -(-steps // np.maximum(1, in_pass))
+    # A pass of a client is a segment of the rows; with a fixed number of steps the last one may end early.
+    owner = np.repeat(np.arange(len(ids)), passes)
+    segment_steps, left = in_pass[owner], sizes[owner]
+    ends_client = (np.cumsum(passes) - 1)[passes > 0]
+    segment_steps[ends_client] = (steps - (passes - 1) * in_pass)[passes > 0]
+    segment_size = np.minimum(left, segment_steps * training.batch_size)
     ends = np.cumsum(segment_size)
-    rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(segment_first - ends + segment_size, segment_size)
+    rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(first[owner] - ends + segment_size, segment_size)
     if training.shuffle:
-        _shuffle(rows, ids, ends - segment_size, segment_size, training, seed)
+        _shuffle(rows, ids, sizes, passes, segment_size, training.batch_size, seed)
     lengths = np.full(segment_steps.sum(), training.batch_size)
     present = segment_steps > 0
     last_steps = np.cumsum(segment_steps[present]) - 1
     lengths[last_steps] = (segment_size - (segment_steps - 1) * training.batch_size)[present]
-    return Schedule(
-        rows.astype(np.int32),
-        _bounds(lengths),
-        _bounds(steps * training.epochs),
-    )
+    return Schedule(rows.astype(np.int32), _bounds(lengths), _bounds(steps))
 
 
 def _shuffle(
     rows: NDArray[np.int64],
     clients: NDArray[np.int64],
-    starts: NDArray[np.int64],
     sizes: NDArray[np.int64],
-    training: LocalTraining,
+    passes: NDArray[np.int64],
+    segment_size: NDArray[np.int64],
+    batch_size: int,
     seed: Sequence[int],
 ) -> None:
-    """Permute the rows of each segment in place."""
-    for i in np.flatnonzero(sizes[:: training.epochs] > training.batch_size):
+    """Permute the rows of each segment in place, or draw them where it does not hold all of a client's."""
+    starts, segments = np.cumsum(segment_size) - segment_size, np.cumsum(passes) - passes
+    for i in np.flatnonzero(sizes > batch_size):
         rng = np.random.default_rng([*seed, int(clients[i])])
-        for segment in range(i * training.epochs, (i + 1) * training.epochs):
-            start, size = starts[segment], sizes[segment]
-            rows[start : start + size] = rows[start] + rng.permutation(size)
+        for segment in range(segments[i], segments[i] + passes[i]):
+            start, size = starts[segment], segment_size[segment]
+            rows[start : start + size] = rows[start] + rng.permutation(sizes[i])[:size]
 
 
 def _bounds(lengths: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -8,9 +8,9 @@
 McMahan et al. 2018, Algorithm 1 (client-level DP-FedAvg) with the sum computed as in Bonawitz et al. 2017.
 A client whose update is not finite counts as dropped out and is reported.
 
-Single updates are kept only where somebody needs them: masking, weights, a mechanism that does more to them than
-clip, or the transcript. Otherwise they are clipped and added up where they are trained, or as they come. That
-changes nothing but rounding in mode ``off``, and nothing at all in mode ``ring``.
+Single updates are kept only where somebody needs them: masking, weights, SCAFFOLD, a mechanism that does more to
+them than clip, or the transcript. Otherwise they are clipped and added up where they are trained, or as they come.
+That changes nothing but rounding in mode ``off``, and nothing at all in mode ``ring``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfed.federated.aggregation import FLOAT_BYTES, Aggregate, Aggregation, Inputs, PlainAggregation, RunningSum
-from privfed.federated.client_work import ClientUpdates, ClientWork
+from privfed.federated.client_work import ClientUpdates, ClientWork, Conditions
 from privfed.federated.cohorts import Cohort
+from privfed.federated.scaffold import Scaffold, Variates
 from privfed.federated.server_update import ServerOptimizer, State
 from privfed.federated.streams import Purpose, Streams
 from privfed.privacy.clipping import l2_norm
@@ -80,6 +81,7 @@ class RoundState:
 
     server: State
     mechanism: MechanismState
+    variates: Variates | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +98,11 @@ class RoundOutcome:
     stage_costs: Mapping[str, tuple[int, float]]
 
 
+def constant_rate(number: int) -> float:
+    """The factor of a learning rate that stays."""
+    return 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class Round:
     """The parts of a round; calling it runs one.
@@ -109,6 +116,9 @@ class Round:
         divisor: What the sum is divided by: the *expected* cohort under differential privacy, so that the
             division says nothing about who took part; ``None`` for the survivors' weight.
         shares: Weight of each client's update in (0, 1], by client; ``None`` for equal weights.
+        client_rate: Factor on the clients' learning rate, by round.
+        server_rate: Factor on the server's.
+        scaffold: With control variates, which then travel behind each update; ``None`` without.
     """
 
     work: ClientWork
@@ -118,10 +128,14 @@ class Round:
     streams: Streams
     divisor: float | None
     shares: Real | None = None
+    client_rate: Callable[[int], float] = constant_rate
+    server_rate: Callable[[int], float] = constant_rate
+    scaffold: Scaffold | None = None
 
     def initialize(self, dimension: int) -> RoundState:
         """The state before round 1."""
-        return RoundState(self.server.initialize(dimension), self.mechanism.initialize(dimension))
+        variates = None if self.scaffold is None else Variates(np.zeros(dimension, np.float32))
+        return RoundState(self.server.initialize(dimension), self.mechanism.initialize(dimension), variates)
 
     def __call__(
         self,
@@ -142,9 +156,9 @@ class Round:
         terms = Terms(number, len(cohort.clients))
         clip_norm = None if record else self._clip_in_training(state.mechanism, len(weights))
         if clip_norm is None:
-            local = self._train_and_clip(weights, state.mechanism, terms, cohort, running=not record)
+            local = self._train_and_clip(weights, state, terms, cohort, running=not record)
         else:
-            local = self._train_clip_and_sum(weights, clip_norm, state.mechanism, terms, cohort)
+            local = self._train_clip_and_sum(weights, clip_norm, state, terms, cohort)
         aggregate, aborted = self._sum(local, cohort)
         new_weights, new_state = weights, state
         if aggregate is not None:
@@ -152,8 +166,9 @@ class Round:
                 state.mechanism, aggregate.total, terms, self.streams.source(Purpose.NOISE, number)
             )
             update = self._mean(noised, len(weights), aggregate)
-            server_state, new_weights = self.server.step(state.server, weights, -update)
-            new_state = RoundState(server_state, mechanism_state)
+            server_state, new_weights = self.server.step(state.server, weights, -update, self.server_rate(number))
+            variates = self._variates_after(state.variates, local, noised, aggregate, number)
+            new_state = RoundState(server_state, mechanism_state, variates)
             release(new_weights, len(aggregate.survivors))
         elif self.mechanism.whole_run:
             # Rows of correlated noise belong to rounds: this round's is drawn, and shown to nobody.
@@ -180,13 +195,14 @@ class Round:
         return RoundOutcome(new_weights, new_state, metrics, kept, _stage_costs(aggregate))
 
     def _train_and_clip(
-        self, weights: Vector, state: MechanismState, terms: Terms, cohort: Cohort, *, running: bool
+        self, weights: Vector, state: RoundState, terms: Terms, cohort: Cohort, *, running: bool
     ) -> _Local:
-        """Client half: local SGD, then the mechanism's; a weighted update carries its weight behind it.
+        """Client half: local SGD, then the mechanism's; weight or change of variate follow behind the update.
 
         With ``running`` vectors are added up as they come, where the aggregation can do that.
         """
-        local = _Local(self._inputs(weights, state, terms, cohort))
+        local = _Local(self._inputs(weights, state.mechanism, terms, cohort))
+        work, variates = self._work(state, terms.round), state.variates
         slack = self.aggregation.slack(local.inputs)
         if running:
             local.running = self.aggregation.running_sum(local.inputs)
@@ -195,17 +211,20 @@ class Round:
 
         def client_half(client: int, delta: Vector) -> _Half | None:
             source = self.streams.source(Purpose.CLIENT_NOISE, terms.round, client)
+            if self.scaffold is not None and variates is not None:
+                delta = variates.sent(delta, int(self.scaffold.steps[client]), self._scaffold_rate(terms.round))
             try:
-                sent = self.mechanism.on_client(state, delta, slack, terms, source)
+                sent = self.mechanism.on_client(state.mechanism, delta, slack, terms, source)
             except NonFiniteUpdateError:
                 return None
             if not math.isfinite(sent.norm_before):
                 return None
             vector = sent.vector if self.shares is None else self._weigh(client, sent.vector)
+            change = None if variates is None else vector[len(weights) :].astype(np.float64)
             if local.running is not None:
                 local.running.add(client, vector)
                 vector = nothing
-            return _Half(vector, sent.norm_before, sent.was_clipped)
+            return _Half(vector, sent.norm_before, sent.was_clipped, change)
 
         halves: dict[int, tuple[_Half | None, float, float, float]] = {}
 
@@ -216,9 +235,9 @@ class Round:
 
         clients, seed = _arriving(cohort), self.streams.key(Purpose.SHUFFLE, terms.round)
         if local.running is not None:
-            self.work.each(weights, clients, seed, consume)
+            work.each(weights, clients, seed, consume)
         else:
-            for chunk in self.work(weights, clients, seed):
+            for chunk in work(weights, clients, seed):
                 consume(chunk)
         for client in clients:  # in one order, whoever was ready first
             half, *counts = halves[client]
@@ -227,23 +246,47 @@ class Round:
                 local.non_finite.append(client)
                 continue
             local.vectors[client] = half.vector
+            if half.change is not None:
+                local.changes[client] = half.change
             local.norms.append(half.norm)
             local.clipped += half.was_clipped
         return local
 
+    def _work(self, state: RoundState, number: int) -> ClientWork:
+        """Local training as it is in round ``number``."""
+        corrections = None if state.variates is None else state.variates.corrections
+        return self.work.under(Conditions(self.client_rate(number), corrections))
+
+    def _scaffold_rate(self, number: int) -> float:
+        assert self.scaffold is not None
+        return self.scaffold.rate * self.client_rate(number)
+
+    def _variates_after(
+        self, variates: Variates | None, local: _Local, total: Real, aggregate: Aggregate, number: int
+    ) -> Variates | None:
+        if variates is None or self.scaffold is None:
+            return None
+        changes = {client: local.changes[client] for client in aggregate.survivors}
+        behind = total[len(variates.server) :]
+        return variates.after(changes, behind, self._scaffold_rate(number), len(self.scaffold.steps))
+
     def _clip_in_training(self, state: MechanismState, dimension: int) -> float | None:
         """The norm to clip to where that and a plain sum are all there is to do; else ``None``."""
-        if self.shares is not None or not isinstance(self.aggregation, PlainAggregation):
+        if (
+            self.scaffold is not None
+            or self.shares is not None
+            or not isinstance(self.aggregation, PlainAggregation)
+        ):
             return None
         return self.mechanism.flat_clip(state, dimension)
 
     def _train_clip_and_sum(
-        self, weights: Vector, clip_norm: float, state: MechanismState, terms: Terms, cohort: Cohort
+        self, weights: Vector, clip_norm: float, state: RoundState, terms: Terms, cohort: Cohort
     ) -> _Local:
         """The same in one go, where no single update is needed."""
-        local = _Local(self._inputs(weights, state, terms, cohort))
+        local = _Local(self._inputs(weights, state.mechanism, terms, cohort))
         # In secure mode the guarantee must hold for the sum as it is computed, so it is computed in float64.
-        done = self.work.clipped_sum(
+        done = self._work(state, terms.round).clipped_sum(
             weights,
             _arriving(cohort),
             self.streams.key(Purpose.SHUFFLE, terms.round),
@@ -261,7 +304,8 @@ class Round:
         return local
 
     def _inputs(self, weights: Vector, state: MechanismState, terms: Terms, cohort: Cohort) -> Inputs:
-        length, bound = self.mechanism.length(len(weights)), self.mechanism.bound(state)
+        update = len(weights) if self.scaffold is None else 2 * len(weights)
+        length, bound = self.mechanism.length(update), self.mechanism.bound(state)
         if self.shares is not None:
             # A weighted vector carries its weight, at most 1, as one more coordinate.
             length, bound = length + 1, None if bound is None else math.hypot(bound, 1.0)
@@ -304,7 +348,7 @@ class Round:
         if self.shares is not None:
             weighted: Vector = (noised[:dimension] / noised[dimension]).astype(np.float32)
             return weighted
-        mean: Vector = (noised / (self.divisor or len(aggregate.survivors))).astype(np.float32)
+        mean: Vector = (noised[:dimension] / (self.divisor or len(aggregate.survivors))).astype(np.float32)
         return mean
 
     def _signal_to_noise(self, state: MechanismState, aggregate: Aggregate | None, dimension: int) -> float | None:
@@ -335,6 +379,8 @@ class Round:
             uploads={c: seen(v) for c, v in aggregate.uploads.items()} if aggregate else {},
             total=seen(aggregate.total) if aggregate else np.zeros(d),
             threshold=aggregate.threshold if aggregate else None,
+            rate_factor=self.client_rate(terms.round),
+            server_factor=self.server_rate(terms.round),
         )
 
 
@@ -343,12 +389,14 @@ class _Local:
     """What the clients of one cohort made, and its statistics.
 
     ``vectors`` are what they send; ``running`` or ``aggregate`` hold the sum instead, where it is made earlier.
+    ``changes`` are those of control variates, which clients keep.
     """
 
     inputs: Inputs
     vectors: dict[int, NDArray[Any]] = field(default_factory=dict)
     running: RunningSum | None = None
     aggregate: Aggregate | None = None
+    changes: dict[int, Real] = field(default_factory=dict)
     non_finite: list[int] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     clipped: int = 0
@@ -370,6 +418,7 @@ class _Half:
     vector: NDArray[Any]
     norm: float
     was_clipped: bool
+    change: Real | None
 
 
 def _arriving(cohort: Cohort) -> tuple[int, ...]:

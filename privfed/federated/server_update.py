@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,26 +17,37 @@ Vector = NDArray[np.float32]
 State = tuple[Vector, ...]
 
 
+class Step(Protocol):
+    """One step of the server."""
+
+    def __call__(
+        self, state: State, weights: Vector, gradient: Vector, factor: float = 1.0
+    ) -> tuple[State, Vector]:
+        """New state and weights ``[d]``, with ``factor`` on the learning rate."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class ServerOptimizer:
     """How the mean client update moves the model.
 
     Attributes:
         initialize: ``dimension -> state``.
-        step: ``(state, weights [d], gradient [d]) -> (state, weights [d])``.
+        step: ``(state, weights [d], gradient [d], factor) -> (state, weights [d])``.
         linear_scale: Factor from mean update to change of the model when the step is linear and has no memory.
     """
 
     initialize: Callable[[int], State]
-    step: Callable[[State, Vector, Vector], tuple[State, Vector]]
+    step: Step
     linear_scale: float | None
 
 
 def sgd(learning_rate: float, momentum: float = 0.0) -> ServerOptimizer:
     """Gradient descent: ``v = momentum·v + g``, ``w −= η·v`` (``build_sgdm``)."""
-    lr, beta = np.float32(learning_rate), np.float32(momentum)
+    beta = np.float32(momentum)
 
-    def step(state: State, weights: Vector, gradient: Vector) -> tuple[State, Vector]:
+    def step(state: State, weights: Vector, gradient: Vector, factor: float = 1.0) -> tuple[State, Vector]:
+        lr = np.float32(learning_rate * factor)
         if not momentum:
             return state, weights - lr * gradient
         velocity = beta * state[0] + gradient
@@ -51,9 +63,10 @@ def adagrad(
     learning_rate: float, *, initial_preconditioner: float = 0.1, epsilon: float = 1e-6
 ) -> ServerOptimizer:
     """Adagrad (Duchi et al. 2011): ``p += g²``, ``w −= η·g / sqrt(p + ε)``, and no step where ``p`` is 0."""
-    lr, eps = np.float32(learning_rate), np.float32(epsilon)
+    eps = np.float32(epsilon)
 
-    def step(state: State, weights: Vector, gradient: Vector) -> tuple[State, Vector]:
+    def step(state: State, weights: Vector, gradient: Vector, factor: float = 1.0) -> tuple[State, Vector]:
+        lr = np.float32(learning_rate * factor)
         preconditioner = state[0] + np.square(gradient)
         root = np.where(preconditioner > 0, 1 / np.sqrt(preconditioner + eps), np.float32(0)).astype(np.float32)
         return (preconditioner,), weights - lr * gradient * root
@@ -97,11 +110,11 @@ def _adaptive_moments(
 ) -> ServerOptimizer:
     b1, b2, eps = np.float32(beta_1), np.float32(beta_2), np.float32(epsilon)
 
-    def step(state: State, weights: Vector, gradient: Vector) -> tuple[State, Vector]:
+    def step(state: State, weights: Vector, gradient: Vector, factor: float = 1.0) -> tuple[State, Vector]:
         count = state[2] + 1
         first = b1 * state[0] + (1 - b1) * gradient
         second = second_moment(state[1], np.square(gradient), b2)
-        rate = learning_rate * np.sqrt(1 - beta_2 ** float(count[0])) / (1 - beta_1 ** float(count[0]))
+        rate = learning_rate * factor * np.sqrt(1 - beta_2 ** float(count[0])) / (1 - beta_1 ** float(count[0]))
         moved = weights - np.float32(rate) * first / (np.sqrt(second) + eps)
         return (first, second.astype(np.float32), count), moved.astype(np.float32)
 

@@ -168,6 +168,8 @@ def test_a_view_has_no_place_for_truth():
         "contributors",
         "clients",
         "noise_stddev",
+        "rate_factor",  # follows from the schedule, which is public
+        "corrected",  # follows from the algorithm and the round
     }
 
 

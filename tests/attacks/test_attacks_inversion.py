@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from attacks import DenseLayer, GradientMatching, NotInvertible, attempt, run_attacks
+from attacks import ATTACKS, DenseLayer, GradientMatching, NotInvertible, attempt, create, run_attacks
 from attacks.gradient import estimate_gradient
 from attacks.gradient_matching import matching_loss
 from attacks.scoring import psnr
@@ -55,6 +55,10 @@ def test_a_weighted_update_is_divided_by_its_weight(lab):
         ({}, {"kind": Kind.MASKED_UPLOAD}, False),
         ({}, {"kind": Kind.MODEL_DIFFERENCE}, True),
         ({"server_scale": None}, {"kind": Kind.MODEL_DIFFERENCE}, False),
+        ({"local_steps": 1}, {}, True),
+        ({"local_steps": 2}, {}, False),
+        ({"momentum": 0.9, "proximal": 1.0}, {}, True),  # a first step has neither
+        ({}, {"rate_factor": None}, False),
     ],
 )
 def test_when_the_scale_is_known(lab, plan, seen, known):
@@ -63,6 +67,23 @@ def test_when_the_scale_is_known(lab, plan, seen, known):
     assert estimate.scale_known is known
     if not known:
         assert np.linalg.norm(estimate.vector) == pytest.approx(1)
+
+
+def test_the_rate_of_the_round_gives_the_scale(lab):
+    place = lab()
+    full, half = (
+        estimate_gradient(place.observe([0], rate_factor=factor), place.plan).vector for factor in (1.0, 0.5)
+    )
+    np.testing.assert_allclose(half, 2 * full)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_declines_what_control_variates_moved(lab, name):
+    place = lab()
+    observed = place.observe([0], corrected=True)
+    got = _invert(create(name, iterations=1), place, observed)
+    assert "control variates" in got.failure
+    assert len(got.images) == 0
 
 
 # The first dense layer

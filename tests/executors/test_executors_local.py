@@ -31,13 +31,15 @@ def population(dtype=np.uint8, seed=0):
     return features, rng.integers(0, CLASSES, OFFSETS[-1]).astype(np.int32), OFFSETS
 
 
-def naive(model, features, labels, offsets, training, weights, clients, seed):
+def naive(model, features, labels, offsets, training, weights, clients, seed, factor=1.0, corrections=None):
     """The same work, one eager step after the other, in float64."""
     scaled = features / 255.0 if features.dtype == np.uint8 else features.astype(np.float64)
-    for client in clients:
+    for place, client in enumerate(clients):
         work = schedule(offsets, [client], training, seed)
         start = [w.astype(np.float64) for w in model.unflatten(weights)]
         now, loss_sum, correct = [tf.constant(w) for w in start], 0.0, 0
+        velocity = [np.zeros_like(w) for w in start]
+        shift = velocity if corrections is None else model.unflatten(corrections[place].astype(np.float64))
         for first, last in zip(work.step_bounds[:-1], work.step_bounds[1:], strict=True):
             rows = work.rows[first:last]
             with tf.GradientTape() as tape:
@@ -47,7 +49,12 @@ def naive(model, features, labels, offsets, training, weights, clients, seed):
             loss_sum += float(loss) * len(rows)
             correct += int((logits.numpy().argmax(1) == labels[rows]).sum())
             gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, now)]
-            now = [w - training.learning_rate * g for w, g in zip(now, gradients, strict=True)]
+            pulled = [
+                g + training.proximal * (w - s) + c
+                for g, w, s, c in zip(gradients, now, start, shift, strict=True)
+            ]
+            velocity = [training.momentum * v + g for v, g in zip(velocity, pulled, strict=True)]
+            now = [w - factor * training.learning_rate * v for w, v in zip(now, velocity, strict=True)]
         delta = np.concatenate([(b.numpy() - a).reshape(-1) for a, b in zip(start, now, strict=True)])
         yield delta, loss_sum, correct
 
