@@ -49,6 +49,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     """One round on one core, the same on several if asked for, and each peer's."""
     common = ["--clients", str(args.clients), "--dim", str(args.dim), "--dropout", str(args.dropout)]
     command = [sys.executable, str(HERE / "secagg_privfed.py"), *common, "--adversary", args.adversary]
+    command += ["--ring-bits", args.ring_bits]
     row = processes.figures([*command, "--cores", "1"], LIMIT_SECONDS)
     row["total_over_floor"] = row["total_seconds"] / row["floor_seconds"]
     row["total_over_own_keystream"] = row["total_seconds"] / row["own_keystream_seconds"]
@@ -91,6 +92,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="whom neighbours and threshold are chosen against",
     )
     parser.add_argument("--cores", type=int, default=1, help="also play the round on as many cores at once")
+    parser.add_argument(
+        "--ring-bits", default="auto", help="8 to 64, or auto: as many as the sum of 16-bit values takes"
+    )
     parser.add_argument("--peers", type=chosen, default="", help=", ".join(PEERS))
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--markdown", type=Path, help="also put the table into this file")

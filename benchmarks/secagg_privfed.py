@@ -209,14 +209,18 @@ def _check(setup: Setup, server: Server, total: np.ndarray) -> None:
 
 
 def make_setup(args: argparse.Namespace) -> Setup:
+    if args.ring_bits == "auto":
+        codec = FixedPointCodec.narrowest(args.clients, CLIP, args.dim)
+    else:
+        codec = FixedPointCodec.for_cohort(args.clients, CLIP, args.dim, int(args.ring_bits))
     params = SecAggParams.for_cohort(
         args.clients,
         args.dim,
         corrupt=args.corrupt,
         dropped=max(args.dropout, 0.1),
         adversary=Adversary(args.adversary),
+        ring_bits=codec.ring_bits,
     )
-    codec = FixedPointCodec.for_cohort(args.clients, CLIP, args.dim, ring_bits=params.ring_bits)
     identities = {i: Identity.generate() for i in params.client_ids}
     rng = np.random.default_rng(1)
     # Windows of one row have nearly one norm; 0.9 leaves room for what differs, and for rounding.
@@ -234,6 +238,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, required=True)
     parser.add_argument("--corrupt", type=float, default=0.1)
     parser.add_argument("--adversary", required=True)
+    parser.add_argument("--ring-bits", required=True)
     parser.add_argument("--cores", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

@@ -212,7 +212,8 @@ class SecureAggregation(Section):
     mode: Literal["off", "ring", "protocol"] = "off"
     threshold: Annotated[int, Field(ge=2)] | None = None
     """Survivors a round needs; never less than more than half of cohort and colluders together."""
-    ring_bits: Literal[32, 64] = 32
+    ring_bits: Annotated[int, Field(ge=8, le=64)] | Literal["auto"] = 32
+    """Sums are modulo 2 to this; ``auto`` is the narrowest ring that takes each cohort's values of 16 bits."""
     colluders: Annotated[int, Field(ge=0)] = 1
     """Clients of each cohort that the observers ``server+colluders`` and ``active server`` are given."""
 
@@ -327,6 +328,13 @@ class Settings(Section):
                 masking.mode,
                 f"{mechanism} noise is summed as integers of a ring",
                 'Set mode = "protocol" (or "ring", which protects from no server)',
+            )
+        if masking.ring_bits == "auto" and mechanism in ("discrete_gaussian", "skellam"):
+            raise Contradiction(
+                "secure_aggregation.ring_bits",
+                masking.ring_bits,
+                f"{mechanism} noise takes the finest grid that a ring of given width allows",
+                "Give a number from 8 to 64",
             )
         if self.training.weighted and mechanism != "none":
             raise Contradiction(

@@ -95,7 +95,7 @@ class Experiment:
             quantile_rate=privacy.quantile_rate,
             dimension=self.model.dimension,
             bands=privacy.bands,
-            ring_bits=masking.ring_bits,
+            ring_bits=32 if masking.ring_bits == "auto" else masking.ring_bits,  # integer noise refuses "auto"
             masked=masking.mode == "protocol",
             threshold=masking.threshold or 2,
             colluders=masking.colluders,
@@ -218,8 +218,8 @@ class Experiment:
             return PlainAggregation()
         protocol = masking.mode == "protocol"
         return RingAggregation(
-            secure_sum=_masked_sum if protocol else lambda round_number, threshold, model: RingSum(threshold),
-            ring_bits=masking.ring_bits,
+            secure_sum=_masked_sum if protocol else _plain_sum,
+            ring_bits=None if masking.ring_bits == "auto" else masking.ring_bits,
             threshold=masking.threshold,
             masked=protocol,
             colluders=masking.colluders,
@@ -296,8 +296,12 @@ class Experiment:
         return LedgerSpending(ledger, self.mechanism, self.sampling)
 
 
-def _masked_sum(round_number: int, threshold: int, model: bytes) -> ProtocolSum:
-    return ProtocolSum(round_number, threshold, model=model)
+def _masked_sum(round_number: int, threshold: int, model: bytes, ring_bits: int) -> ProtocolSum:
+    return ProtocolSum(round_number, threshold, model=model, ring_bits=ring_bits)
+
+
+def _plain_sum(round_number: int, threshold: int, model: bytes, ring_bits: int) -> RingSum:
+    return RingSum(threshold, ring_bits)
 
 
 @dataclass(frozen=True)

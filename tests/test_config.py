@@ -46,7 +46,7 @@ def test_examples_are_valid_and_survive_a_round_trip(example: Path, tmp_path: Pa
         ("secure_aggregation.threshold=100", "secure_aggregation.threshold", "53.85 clients on average"),
         ("secure_aggregation.threshold=1", "secure_aggregation.threshold", "greater than or equal to 2"),
         ("secure_aggregation.colluders=54", "secure_aggregation.colluders", "honest client"),
-        ("secure_aggregation.ring_bits=48", "secure_aggregation.ring_bits", "32"),
+        ("secure_aggregation.ring_bits=65", "secure_aggregation.ring_bits", "64"),
         ("training.weighted=true", "training.weighted", "influence"),
         ("training.rounds=0", "training.rounds", "nothing to protect"),
         ("training.rounds=1.5", "training.rounds", "integer"),

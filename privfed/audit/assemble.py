@@ -322,7 +322,7 @@ def _secure_aggregation(m: Material) -> ev.SecureAggregation:
     return ev.SecureAggregation(
         mode=masking.mode,
         threshold=_threshold_rule(masking) if on else None,
-        ring_bits=masking.ring_bits if on else None,
+        ring_bits=max((r.metrics.ring_bits for r in m.result.reports if r.metrics.ring_bits), default=None),
         stages=stages or None,
         aborted_rounds=sum(report.metrics.aborted is not None for report in m.result.reports),
         abort_probability=abort_probability(

@@ -263,6 +263,7 @@ class SecureAggregation(Part):
     threshold: str | None
     """The rule, in words."""
     ring_bits: Count | None
+    """The widest of all rounds."""
     stages: tuple[StageCost, ...] | None
     aborted_rounds: Count
     abort_probability: Share | None

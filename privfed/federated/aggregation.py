@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from privfed.federated.encoding import Encoding, FixedPointEncoding, IntegerCodec, IntegerEncoding
 from privfed.privacy.randomness import RandomSource
-from privfed.secagg import FixedPointCodec, SecureSum, Stage, arrives
+from privfed.secagg import FixedPointCodec, SecureSum, Stage, arrives, ring
 
 Real = NDArray[np.float64]
 Vector = NDArray[Any]
@@ -61,6 +61,7 @@ class Aggregate:
         bytes_per_stage: Traffic of the protocol's stages, clients to server.
         seconds_per_stage: Wall time by the same stages.
         threshold: Survivors that the sum needed; ``None`` where it needed none.
+        ring_bits: Width of the ring; ``None`` where there was none.
     """
 
     total: Real
@@ -70,6 +71,7 @@ class Aggregate:
     bytes_per_stage: Mapping[str, int] = field(default_factory=dict)
     seconds_per_stage: Mapping[str, float] = field(default_factory=dict)
     threshold: int | None = None
+    ring_bits: int | None = None
 
 
 class RunningSum(Protocol):
@@ -150,15 +152,16 @@ class RingAggregation:
     """Modes ``ring`` and ``protocol``: fixed point in a ring; the same integers, so the same sum to the last bit.
 
     Attributes:
-        secure_sum: ``(round, threshold, model) -> SecureSum``: the plain ring sum or the masking protocol.
-        ring_bits: Width of the ring.
+        secure_sum: ``(round, threshold, model, ring_bits) -> SecureSum``: the plain ring sum or the masking
+            protocol.
+        ring_bits: Width of the ring; ``None`` for the narrowest that takes each cohort's 16-bit values.
         threshold: Survivors needed; raised to ``round_threshold``.
         masked: Whether what arrives hides what was sent.
         colluders: Clients of a cohort that may work with the server.
     """
 
-    secure_sum: Callable[[int, int, bytes], SecureSum]
-    ring_bits: int
+    secure_sum: Callable[[int, int, bytes, int], SecureSum]
+    ring_bits: int | None
     threshold: int | None
     masked: bool
     colluders: int = 0
@@ -173,7 +176,7 @@ class RingAggregation:
         for client, vector in sorted(vectors.items()):
             encoded[client] = encoding.zeros(inputs.length)
             encoding.add(encoded[client], client, vector)
-        result = self._secure_sum(inputs).sum(encoded, dropouts)
+        result = self._secure_sum(inputs, encoding).sum(encoded, dropouts)
         return Aggregate(
             encoding.decode(result.total),
             result.survivors,
@@ -182,30 +185,36 @@ class RingAggregation:
             result.bytes_per_stage,
             result.seconds_per_stage,
             self._threshold(inputs),
+            encoding.codec.ring_bits,
         )
 
     def running_sum(self, inputs: Inputs) -> RunningSum | None:
         """Integers add up to the same in any order; masking needs them together."""
         if self.masked or not inputs.cohort:
             return None
-        return _RunningRingSum(self._encoding(inputs), inputs, self._secure_sum(inputs))
+        encoding = self._encoding(inputs)
+        return _RunningRingSum(encoding, inputs, self._secure_sum(inputs, encoding))
 
-    def _secure_sum(self, inputs: Inputs) -> SecureSum:
-        return self.secure_sum(inputs.round, self._threshold(inputs), inputs.model)
+    def _secure_sum(self, inputs: Inputs, encoding: Encoding) -> SecureSum:
+        return self.secure_sum(inputs.round, self._threshold(inputs), inputs.model, encoding.codec.ring_bits)
 
     def _threshold(self, inputs: Inputs) -> int:
         return round_threshold(len(inputs.cohort), self.threshold, self.colluders)
 
     def _encoding(self, inputs: Inputs) -> Encoding:
         if inputs.integral:
+            if self.ring_bits is None:
+                raise ValueError("integers come with a ring of their own: its width must be given")
             return IntegerEncoding(IntegerCodec(self.ring_bits))
         return FixedPointEncoding(self._codec(inputs), inputs.source)
 
     def _codec(self, inputs: Inputs) -> FixedPointCodec:
         if inputs.bound is None:
             raise ValueError("a ring of fixed width needs vectors of bounded norm")
-        cohort_size = max(len(inputs.cohort), 1)
-        return FixedPointCodec.for_cohort(cohort_size, inputs.bound, inputs.length, ring_bits=self.ring_bits)
+        cohort = max(len(inputs.cohort), 1), inputs.bound, inputs.length
+        if self.ring_bits is None:
+            return FixedPointCodec.narrowest(*cohort)
+        return FixedPointCodec.for_cohort(*cohort, ring_bits=self.ring_bits)
 
 
 class _RunningRingSum:
@@ -233,5 +242,7 @@ class _RunningRingSum:
         total = self._encoding.zeros(self._inputs.length)
         for partial in self._idle:
             total += partial
-        sent = {"input": total.nbytes * len(survivors)}
-        return Aggregate(self._encoding.decode(total), survivors, {}, {}, sent, {"input": self._seconds})
+        bits = self._encoding.codec.ring_bits
+        sent = {"input": ring.packed_bytes(len(total), bits) * len(survivors)}
+        seconds = {"input": self._seconds}
+        return Aggregate(self._encoding.decode(total), survivors, {}, {}, sent, seconds, ring_bits=bits)

@@ -10,13 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privfed.privacy.randomness import RandomSource
-from privfed.secagg import FixedPointCodec
+from privfed.secagg import FixedPointCodec, ring
 
 Real = NDArray[np.float64]
 
 
+class RingCodec(Protocol):
+    """Whatever encodes into a ring."""
+
+    @property
+    def ring_bits(self) -> int:
+        """Width of the ring."""
+        ...
+
+
 class Encoding(Protocol):
     """From a client's vector to the ring and back."""
+
+    @property
+    def codec(self) -> RingCodec:
+        """What knows the ring."""
+        ...
 
     def zeros(self, length: int) -> NDArray[Any]:
         """The zero of the ring, ``[length]``."""
@@ -60,7 +74,7 @@ class IntegerEncoding:
 
     def zeros(self, length: int) -> NDArray[Any]:
         """As ``Encoding``."""
-        return np.zeros(length, f"u{self.codec.ring_bits // 8}")
+        return np.zeros(length, self.codec.dtype)
 
     def add(self, total: NDArray[Any], client: int, vector: NDArray[Any]) -> None:
         """As ``Encoding``."""
@@ -77,11 +91,17 @@ class IntegerCodec:
 
     ring_bits: int
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy type of a ring element."""
+        return ring.dtype_of(self.ring_bits)
+
     def encode(self, vector: NDArray[np.int64]) -> NDArray[Any]:
         """``vector`` ``[length]`` modulo the ring."""
-        return vector.astype(np.uint64).astype(f"u{self.ring_bits // 8}")
+        encoded: NDArray[Any] = vector.astype(np.uint64).astype(self.dtype)
+        return encoded
 
     def decode(self, total: NDArray[Any]) -> Real:
         """The representative nearest to 0."""
-        centred: Real = total.astype(f"u{self.ring_bits // 8}").view(f"i{self.ring_bits // 8}").astype(np.float64)
+        centred: Real = ring.to_signed(total, self.ring_bits).astype(np.float64)
         return centred

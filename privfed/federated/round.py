@@ -57,6 +57,7 @@ class RoundMetrics:
         mean_norm: Mean L2 norm of the updates before clipping.
         signal_to_noise: Norm of the sum over the expected norm of the noise; ``None`` without noise.
         upload_bytes: From all clients to the server.
+        ring_bits: Width of the ring that the vectors were summed in; ``None`` without a ring, or without a sum.
         aborted: Why the round ended without a new model; ``None`` when it did not.
         seconds: Wall time.
     """
@@ -71,6 +72,7 @@ class RoundMetrics:
     mean_norm: float | None
     signal_to_noise: float | None
     upload_bytes: int
+    ring_bits: int | None
     aborted: str | None
     seconds: float
 
@@ -188,6 +190,7 @@ class Round:
             mean_norm=float(np.mean(local.norms)) if local.norms else None,
             signal_to_noise=self._signal_to_noise(state.mechanism, aggregate, len(weights)),
             upload_bytes=sum(aggregate.bytes_per_stage.values()) if aggregate else 0,
+            ring_bits=aggregate.ring_bits if aggregate else None,
             aborted=aborted,
             seconds=time.perf_counter() - started,
         )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from privfed.secagg import merkle, shamir, wire
+from privfed.secagg import merkle, ring, shamir, wire
 from privfed.secagg.errors import (
     InconsistentModelError,
     InconsistentSurvivorsError,
@@ -55,6 +55,7 @@ from privfed.secagg.messages import (
 )
 from privfed.secagg.params import SecAggParams
 from privfed.secagg.prg import apply_masks
+from privfed.secagg.ring import RingVector
 from privfed.secagg.sessions import UsedSessions
 from privfed.secagg.states import ClientState, State, Step, after_message, after_step
 
@@ -161,7 +162,7 @@ class Client:
         return answer
 
     def contribute(self, vector: NDArray[Any]) -> MaskedInput:
-        """Mask the input, ``[dimension]`` in the ring's type; possible once in a session.
+        """Mask the input, ``[dimension]`` in the ring's type and taken modulo it; possible once in a session.
 
         A second masked vector under the same masks would show the server the difference of the two inputs.
 
@@ -181,8 +182,9 @@ class Client:
                 (added if self.client_id < peer else subtracted).append(key)
         masked = vector.copy()
         apply_masks(masked, added, subtracted, self.workers)
+        ring.reduce(masked, self.params.ring_bits)
         included = {peer: token for peer, token in self._own_tokens.items() if peer in self._held}
-        message = self._sign(MaskedInput(self.client_id, masked, included))
+        message = self._sign(MaskedInput(self.client_id, RingVector(self.params.ring_bits, masked), included))
         self._state = following
         # Whoever takes over the process from now on cannot strip the masks. Best effort: Python keeps copies.
         self._forget_keys()

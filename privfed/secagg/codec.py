@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from privfed.secagg import ring
 from privfed.secagg.errors import CodecError, ParameterError
-from privfed.secagg.params import RING_DTYPES
 from privfed.secagg.rounding import (
     BLOCK,
     Float32Rounding,
@@ -41,7 +41,7 @@ class FixedPointCodec:
         cohort_size: Most vectors that may be summed before decoding.
         clip_norm: L2 bound of what is encoded, rounding included.
         dimension: Length of the vectors.
-        ring_bits: 32 or 64.
+        ring_bits: From 8 to 64.
         scale: Steps of the grid per unit, a power of two.
     """
 
@@ -65,8 +65,7 @@ class FixedPointCodec:
             ParameterError: An argument is out of range, or the grid is too coarse: fewer than 256 steps in the
                 clip norm, or rounding may lengthen a vector by more than a sixteenth of the clip norm.
         """
-        if ring_bits not in RING_DTYPES:
-            raise ParameterError(f"ring_bits: must be one of {sorted(RING_DTYPES)} (got {ring_bits})")
+        ring.check_bits(ring_bits)
         if cohort_size < 1:
             raise ParameterError(f"cohort_size: must be at least 1 (got {cohort_size})")
         if dimension < 1:
@@ -92,6 +91,27 @@ class FixedPointCodec:
             raise _too_coarse(cohort_size, dimension, ring_bits, f"rounding may take {share:.1%} of the clip norm")
         return codec
 
+    @classmethod
+    def narrowest(
+        cls, cohort_size: int, clip_norm: float, dimension: int, value_bits: int = 16
+    ) -> FixedPointCodec:
+        """Codec on the narrowest ring on which one client's values take ``value_bits`` bits: sign and magnitude.
+
+        The clip norm is more than ``2**(value_bits - 2)`` steps of the grid, and the sum of a cohort cannot
+        overflow: a thousand clients' 16-bit values take a ring of 26 bits.
+
+        Raises:
+            ParameterError: An argument is out of range, or no ring of 64 bits or fewer is wide enough.
+        """
+        for ring_bits in range(max(value_bits, ring.MIN_BITS), ring.MAX_BITS):
+            try:
+                codec = cls.for_cohort(cohort_size, clip_norm, dimension, ring_bits)
+            except ParameterError:
+                continue  # too coarse, or what the widest ring refuses as well
+            if codec._exact_bound() > 2 ** (value_bits - 2):
+                return codec
+        return cls.for_cohort(cohort_size, clip_norm, dimension, ring.MAX_BITS)
+
     @property
     def rounding_slack(self) -> float:
         """Most that encoding adds to a norm as measured in float64: clip to ``clip_norm`` less this.
@@ -104,7 +124,7 @@ class FixedPointCodec:
     @property
     def dtype(self) -> np.dtype[Any]:
         """NumPy type of a ring element."""
-        return RING_DTYPES[self.ring_bits]
+        return ring.dtype_of(self.ring_bits)
 
     def encode(
         self,
@@ -141,6 +161,7 @@ class FixedPointCodec:
         signed = steps.astype(np.int64)
         np.negative(signed, out=signed, where=update < 0)
         encoded: NDArray[Any] = signed.astype(self.dtype)
+        ring.reduce(encoded, self.ring_bits)
         return encoded
 
     def add_encoded(
@@ -153,7 +174,7 @@ class FixedPointCodec:
         least ``2**-6`` steps, and else too small by less than ``2**-30``.
 
         Args:
-            total: ``[dimension]`` of type ``dtype``.
+            total: ``[dimension]`` of type ``dtype``; added modulo the width of that, to be reduced when all is in.
             update: As in ``encode``.
             key: 32 bytes, used for nothing else.
 
@@ -168,7 +189,12 @@ class FixedPointCodec:
             floats[...] = steps
             squared += sum_of_squares(floats)
             target = total[start : start + BLOCK]
-            np.add(target, steps.view(self.dtype), out=target)
+            np.add(
+                target,
+                steps.view(self.dtype) if steps.itemsize == target.itemsize else steps,
+                out=target,
+                casting="unsafe",
+            )
         if not self._surely_within(squared, bound):
             blocks = [np.abs(steps.astype(np.int64)) for _, steps in self._rounded(update, key)]
             self._check_norm(np.concatenate(blocks).astype(np.uint64), bound)
@@ -177,7 +203,7 @@ class FixedPointCodec:
         """Where each block of ``update`` starts, and its steps."""
         bound = float(self._exact_bound())
         # float32 has the range, and int32 the room: half of the ring holds two clients at least.
-        narrow = self.ring_bits == 32 and self.cohort_size > 1 and abs(math.log2(self.scale)) < 100
+        narrow = self.ring_bits <= 32 and self.cohort_size > 1 and abs(math.log2(self.scale)) < 100
         rounding: Rounding
         if narrow and update.dtype == np.float32:
             rounding = Float32Rounding(self.scale, bound, key)
@@ -190,13 +216,13 @@ class FixedPointCodec:
             yield start, steps
 
     def to_signed(self, total: NDArray[Any]) -> NDArray[np.int64]:
-        """Ring vector ``[dimension]`` as signed integers, the upper half of the ring being negative.
+        """Ring vector ``[dimension]``, reduced or not, as signed integers: the upper half of the ring is negative.
 
         Raises:
             CodecError: Wrong shape or type.
         """
         self._check_total(total)
-        return total.astype(f"int{self.ring_bits}").astype(np.int64)
+        return ring.to_signed(total, self.ring_bits)
 
     def decode(self, total: NDArray[Any]) -> NDArray[np.float64]:
         """Real vector ``[dimension]`` of a ring vector; exact as far as float64 goes.
@@ -277,7 +303,7 @@ def _floor_log2(value: Fraction) -> int:
 
 
 def _too_coarse(cohort_size: int, dimension: int, ring_bits: int, why: str) -> ParameterError:
-    remedy = "Use ring_bits = 64 or a smaller cohort" if ring_bits < 64 else "Use a smaller cohort"
+    remedy = "Use a larger ring_bits, up to 64, or a smaller cohort" if ring_bits < 64 else "Use a smaller cohort"
     return ParameterError(
         f"ring_bits: {ring_bits} bits are too coarse for {cohort_size} clients of dimension {dimension}: "
         f"{why}. {remedy}"

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from privfed.secagg.ring import RingVector
 
 ID_BYTES, KEY_BYTES, SHARE_BYTES, SIGNATURE_BYTES, DIGEST_BYTES = 8, 32, 33, 64, 32
 SEALED_BYTES = 12 + 2 * SHARE_BYTES + 16
@@ -73,22 +71,18 @@ class Inbox:
 
 @dataclass(frozen=True, eq=False)
 class MaskedInput:
-    """Client to server: its ring vector ``[dimension]`` under all masks, read-only.
+    """Client to server: its ring vector ``[dimension]`` under all masks.
 
     ``included`` has a token for every neighbour whose pairwise mask is in the vector; only the two know it.
     """
 
     sender: int
-    vector: NDArray[Any]
+    vector: RingVector
     included: Mapping[int, bytes]
     signature: bytes = b""
 
     def __post_init__(self) -> None:
         _freeze(self, "included")
-        if isinstance(self.vector, np.ndarray):
-            view = self.vector.view()
-            view.flags.writeable = False
-            object.__setattr__(self, "vector", view)
 
 
 @dataclass(frozen=True)

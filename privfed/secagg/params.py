@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from privfed.secagg import ring
 from privfed.secagg.bounds import Adversary, Guarantee, guarantee_for
 from privfed.secagg.errors import InputError, ParameterError
 
-RingVector = NDArray[np.uint32] | NDArray[np.uint64]
-
-RING_DTYPES: dict[int, np.dtype[Any]] = {32: np.dtype(np.uint32), 64: np.dtype(np.uint64)}
 MIN_SESSION_BYTES, MAX_SESSION_BYTES = 16, 64
 
 
@@ -54,7 +52,7 @@ class SecAggParams:
         client_ids: Strictly ascending, each in ``[0, 2**64)``.
         threshold: Of the clients that hold a secret's shares, how many are needed: at least 2 and above half.
         dimension: Length of the summed vectors.
-        ring_bits: 32 or 64; sums are modulo ``2**ring_bits``.
+        ring_bits: From 8 to 64; sums are modulo ``2**ring_bits``.
         degree: Neighbours of each client on the ring, even; ``None`` joins everybody to everybody.
         guarantee: What ``for_cohort`` promises of threshold and degree; no part of what is agreed on.
 
@@ -141,8 +139,7 @@ class SecAggParams:
             raise ParameterError(f"threshold: {self.threshold} is more than the {self.holders} clients there are")
         if self.dimension < 1:
             raise ParameterError(f"dimension: must be at least 1 (got {self.dimension})")
-        if self.ring_bits not in RING_DTYPES:
-            raise ParameterError(f"ring_bits: must be one of {sorted(RING_DTYPES)} (got {self.ring_bits})")
+        ring.check_bits(self.ring_bits)
 
     @property
     def holders(self) -> int:
@@ -167,7 +164,7 @@ class SecAggParams:
     @property
     def dtype(self) -> np.dtype[Any]:
         """NumPy type of a ring element."""
-        return RING_DTYPES[self.ring_bits]
+        return ring.dtype_of(self.ring_bits)
 
     @cached_property
     def points(self) -> dict[int, int]:

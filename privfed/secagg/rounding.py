@@ -8,6 +8,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import CipherContext
 from numpy.typing import NDArray
 
+from privfed.secagg import ring
 from privfed.secagg.prg import keystream
 
 BLOCK = 1 << 15
@@ -83,12 +84,12 @@ class Float64Rounding:
         scale: Steps of the grid per unit, a power of two.
         bound: Longest vector, in steps.
         key: Of the keystream, 32 bytes.
-        ring_bits: 32 or 64.
+        ring_bits: From 8 to 64.
     """
 
     def __init__(self, scale: float, bound: float, key: bytes, ring_bits: int) -> None:
         self._scale, self._bound = scale, bound
-        self._dtype = np.dtype(f"i{ring_bits // 8}")
+        self._dtype = np.dtype(f"i{ring.dtype_of(ring_bits).itemsize}")
         self._stream = keystream(key)
         self._words = np.empty(BLOCK, "<u8")
 

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.secagg import merkle, wire
+from privfed.secagg import merkle, ring, wire
 from privfed.secagg.errors import (
     CorruptShareError,
     DuplicateMessageError,
     IllegalEventError,
     InconsistentModelError,
     InconsistentSurvivorsError,
-    InputError,
     KeyRefusedError,
     MalformedMessageError,
     ParameterError,
@@ -276,17 +275,20 @@ class Server:
         self._shares[message.sender] = message
 
     def _take_input(self, message: MaskedInput) -> None:
-        try:
-            self.params.check_vector(message.vector)
-        except InputError as error:
-            raise MalformedMessageError(str(error), offender=message.sender) from None
+        vector, params = message.vector, self.params
+        if vector.bits != params.ring_bits or len(vector.values) != params.dimension:
+            raise MalformedMessageError(
+                f"input vector must be of {params.dimension} elements of {params.ring_bits} bits "
+                f"(got {len(vector.values)} of {vector.bits})",
+                offender=message.sender,
+            )
         if message.included.keys() != self._neighbours[message.sender] & self._shares.keys():
             raise MalformedMessageError(
                 "masked input must come with a token for every neighbour that shared", offender=message.sender
             )
         self._check_signature(message)
         self._included[message.sender] = message.included
-        self._total += message.vector
+        self._total += vector.values
         self._contributors.add(message.sender)
 
     def _take_signature(self, message: ConsistencySignature) -> None:
@@ -334,6 +336,7 @@ class Server:
                 # What the survivor added is taken away, and the other way round.
                 (subtracted if survivor < gone else added).append(key)
         apply_masks(self._total, added, subtracted, self.workers)
+        ring.reduce(self._total, self.params.ring_bits)
         self._reveals = {client: UnmaskShares(client, {}, {}) for client in self._reveals}
 
     def _recover_seed(self, owner: int, recovery: SecretRecovery) -> bytes:

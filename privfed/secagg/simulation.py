@@ -14,12 +14,12 @@ from typing import Any, Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.secagg import wire
+from privfed.secagg import ring, wire
 from privfed.secagg.client import Client
 from privfed.secagg.errors import ParameterError, RoundAborted
 from privfed.secagg.identities import Directory, Identity
 from privfed.secagg.messages import MaskedInput, Message, ToClient, ToServer
-from privfed.secagg.params import MIN_SESSION_BYTES, RING_DTYPES, SecAggParams, check_threshold, majority
+from privfed.secagg.params import MIN_SESSION_BYTES, SecAggParams, check_threshold, majority
 from privfed.secagg.server import Server
 from privfed.secagg.sessions import SessionsInMemory
 from privfed.secagg.states import Stage, arrives
@@ -53,7 +53,7 @@ class SecureSum(Protocol):
     """Sums a cohort's ring vectors without the clients that vanish."""
 
     def sum(self, inputs: Inputs, dropouts: Dropouts) -> SumResult:
-        """Sum ``inputs``, all of one ring type and shape ``[dimension]``.
+        """Sum ``inputs``, all of the ring's type and one shape ``[dimension]``.
 
         Args:
             inputs: By client.
@@ -62,8 +62,8 @@ class SecureSum(Protocol):
 
         Raises:
             RoundAborted: In some stage fewer clients than the threshold were left.
-            ParameterError: Inputs differ in type or shape, a vanishing client has no input, or the threshold is
-                too low for the cohort.
+            ParameterError: Inputs differ in type or shape, or are not of the ring, a vanishing client has no
+                input, or the threshold is too low for the cohort.
         """
         ...
 
@@ -84,6 +84,7 @@ class ProtocolSum:
         model: What all clients were given for the round.
         workers: Most threads that one party masks or unmasks with.
         over_wire: Whether every message is encoded, and decoded by its recipient.
+        ring_bits: Sums are modulo ``2**ring_bits``; as many as the inputs' type has unless given.
     """
 
     round_number: int = 0
@@ -93,10 +94,11 @@ class ProtocolSum:
     model: bytes = b""
     workers: int = 1
     over_wire: bool = False
+    ring_bits: int | None = None
 
     def sum(self, inputs: Inputs, dropouts: Dropouts) -> SumResult:
         """As ``SecureSum.sum``; the server never holds an input without its masks."""
-        client_ids, threshold = _admit(inputs, dropouts, self.threshold, self.degree)
+        client_ids, threshold, bits = _admit(inputs, dropouts, self.ring_bits, self.threshold, self.degree)
         first = inputs[client_ids[0]]
         params = SecAggParams(
             session=secrets.token_bytes(MIN_SESSION_BYTES) if self.session is None else self.session,
@@ -104,7 +106,7 @@ class ProtocolSum:
             client_ids=client_ids,
             threshold=threshold,
             dimension=len(first),
-            ring_bits=8 * first.itemsize,
+            ring_bits=bits,
             degree=self.degree,
         )
         identities = {client_id: Identity.generate() for client_id in client_ids}
@@ -137,7 +139,7 @@ class ProtocolSum:
                 sent[name] += wire.size(message)
                 server.receive(message)
                 if isinstance(message, MaskedInput):
-                    uploads[message.sender] = message.vector
+                    uploads[message.sender] = message.vector.values
             outgoing = server.close_stage()
             seconds[name], started = time.perf_counter() - started, time.perf_counter()
             return outgoing
@@ -172,24 +174,27 @@ class RingSum:
 
     Attributes:
         threshold: Clients needed at every stage; a majority of the cohort unless given.
+        ring_bits: As in ``ProtocolSum``.
     """
 
     threshold: int | None = None
+    ring_bits: int | None = None
 
     def sum(self, inputs: Inputs, dropouts: Dropouts) -> SumResult:
         """As ``SecureSum.sum``: the server sees every survivor's input."""
         started = time.perf_counter()
-        client_ids, threshold = _admit(inputs, dropouts, self.threshold)
+        client_ids, threshold, bits = _admit(inputs, dropouts, self.ring_bits, self.threshold)
         for stage in Stage:
             left = len(_senders(client_ids, dropouts, stage))
             if left < threshold:
                 raise RoundAborted(stage, left, threshold)
         uploads = {i: inputs[i].copy() for i in client_ids if arrives(dropouts.get(i, Stage.UNMASK))}
-        first = inputs[client_ids[0]]
-        total = np.zeros_like(first)
+        total = np.zeros_like(inputs[client_ids[0]])
         for vector in uploads.values():
+            ring.reduce(vector, bits)
             total += vector
-        sent = {"input": first.nbytes * len(uploads)}
+        ring.reduce(total, bits)
+        sent = {"input": ring.packed_bytes(len(total), bits) * len(uploads)}
         return SumResult(total, tuple(uploads), uploads, sent, {"input": time.perf_counter() - started})
 
 
@@ -200,8 +205,9 @@ def _senders(client_ids: tuple[int, ...], dropouts: Dropouts, stage: Stage) -> l
 
 
 def _admit(
-    inputs: Inputs, dropouts: Dropouts, threshold: int | None, degree: int | None = None
-) -> tuple[tuple[int, ...], int]:
+    inputs: Inputs, dropouts: Dropouts, ring_bits: int | None, threshold: int | None, degree: int | None = None
+) -> tuple[tuple[int, ...], int, int]:
+    """The clients, the threshold and the width of the ring, all of which may go together."""
     client_ids = tuple(sorted(inputs))
     holders = len(client_ids) if degree is None else min(degree + 1, len(client_ids))
     needed = majority(holders) if threshold is None else threshold
@@ -213,10 +219,15 @@ def _admit(
     kinds = {(vector.dtype, vector.shape) for vector in inputs.values()}
     if len(kinds) > 1:
         raise ParameterError(f"inputs: all must have one type and shape (got {sorted(map(str, kinds))})")
+    bits = 0
     for dtype, shape in kinds:
-        if dtype not in RING_DTYPES.values() or len(shape) != 1 or not shape[0]:
-            raise ParameterError(f"inputs: must be uint32 or uint64 vectors (got {dtype} {shape})")
+        bits = 8 * dtype.itemsize if ring_bits is None else ring_bits
+        ring.check_bits(bits)
+        if dtype != ring.dtype_of(bits) or len(shape) != 1 or not shape[0]:
+            raise ParameterError(
+                f"inputs: must be vectors of {ring.dtype_of(bits)} for a ring of {bits} bits (got {dtype} {shape})"
+            )
     if holders < needed:
         # A random cohort may come out too small: that ends the round, not the training.
         raise RoundAborted(Stage.ADVERTISE_KEYS, len(_senders(client_ids, dropouts, Stage.ADVERTISE_KEYS)), needed)
-    return client_ids, needed
+    return client_ids, needed, bits

@@ -1,6 +1,6 @@
 """One strict binary form for every message: exactly one encoding of each, and no bytes that are not one.
 
-All integers are unsigned and big-endian, ring vectors little-endian::
+All integers are unsigned and big-endian, but those in ring vectors::
 
     message    = "PFSA" version:u16 kind:u16 field*
     id         = u64
@@ -9,7 +9,7 @@ All integers are unsigned and big-endian, ring vectors little-endian::
     list       = count:u32 item*
     ids        = list of id, strictly ascending
     map        = list of (id item), ids strictly ascending
-    vector     = ring_bits:u32 length:u32 element*
+    vector     = ring_bits:u32 length:u32 plane*  (``privfed.secagg.ring``)
 
 Lengths are checked against what is there before anything is allocated; what is left over is refused.
 """
@@ -22,9 +22,6 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
-
-import numpy as np
-from numpy.typing import NDArray
 
 from privfed.secagg.errors import MalformedMessageError, UnexpectedSenderError
 from privfed.secagg.messages import (
@@ -46,10 +43,10 @@ from privfed.secagg.messages import (
     UnmaskRequest,
     UnmaskShares,
 )
-from privfed.secagg.params import RING_DTYPES
+from privfed.secagg.ring import MAX_BITS, MIN_BITS, RingVector, packed_bytes
 from privfed.secagg.shamir import PRIME
 
-MAGIC, VERSION = b"PFSA", 1
+MAGIC, VERSION = b"PFSA", 2
 HEADER = struct.Struct(">4sHH")
 _U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
 
@@ -75,9 +72,12 @@ class _Reader:
 
     def count(self, item_bytes: int) -> int:
         count = self.number(_U32)
-        if count * item_bytes > len(self.data) - self.at:
-            raise _WireError(f"announces {count} items, more than its {len(self.data)} bytes hold")
+        self.expect(count * item_bytes, count)
         return count
+
+    def expect(self, size: int, count: int) -> None:
+        if size > len(self.data) - self.at:
+            raise _WireError(f"announces {count} items, more than its {len(self.data)} bytes hold")
 
 
 @dataclass(frozen=True)
@@ -199,25 +199,28 @@ def _read_ids(reader: _Reader) -> tuple[int, ...]:
     return values
 
 
-def _write_vector(vector: NDArray[Any]) -> Iterator[Piece]:
-    if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype not in RING_DTYPES.values():
-        raise ValueError(f"input vector must be one of ring elements of {sorted(RING_DTYPES)} bits")
-    yield _U32.pack(8 * vector.itemsize) + _U32.pack(len(vector))
-    little = np.ascontiguousarray(vector, dtype=vector.dtype.newbyteorder("<"))
-    yield little.view(np.uint8).data
+def _write_vector(vector: RingVector) -> Iterator[Piece]:
+    if not isinstance(vector, RingVector):
+        raise ValueError("input vector must be a ring vector")
+    yield _U32.pack(vector.bits) + _U32.pack(len(vector.values))
+    yield vector.packed
 
 
-def _read_vector(reader: _Reader) -> NDArray[Any]:
-    dtype = RING_DTYPES.get(reader.number(_U32))
-    if dtype is None:
-        raise _WireError(f"rings have {sorted(RING_DTYPES)} bits")
-    taken = reader.take(reader.count(dtype.itemsize) * dtype.itemsize)
-    return np.frombuffer(taken, dtype=dtype.newbyteorder("<")).astype(dtype, copy=False)
+def _read_vector(reader: _Reader) -> RingVector:
+    bits, length = reader.number(_U32), reader.number(_U32)
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise _WireError(f"rings have {MIN_BITS} to {MAX_BITS} bits")
+    size = packed_bytes(length, bits)
+    reader.expect(size, length)
+    try:
+        return RingVector.unpack(bits, length, reader.take(size))
+    except ValueError as error:
+        raise _WireError(str(error)) from None
 
 
 _ID, _KEY, _DIGEST, _SIGNATURE = (i.form() for i in (_ID_ITEM, _KEY_ITEM, _DIGEST_ITEM, _SIGNATURE_ITEM))
 _IDS = _Form(_write_ids, _read_ids, lambda values: _U32.size + ID_BYTES * len(values))
-_VECTOR = _Form(_write_vector, _read_vector, lambda v: 2 * _U32.size + int(v.nbytes))
+_VECTOR = _Form(_write_vector, _read_vector, lambda v: 2 * _U32.size + packed_bytes(len(v.values), v.bits))
 
 
 def _record(kind: type[Any], fields: Mapping[str, _Form]) -> _Form:

@@ -158,7 +158,7 @@ def run(
     parts = MECHANISMS[mechanism]
     divisor = None if mechanism == "none" else SAMPLING.rate * CLIENTS
     # Both kinds have their turn.
-    ring = RingAggregation(lambda _, threshold, model: RingSum(threshold), 64, 2, False)
+    ring = RingAggregation(lambda _, threshold, model, bits: RingSum(threshold, bits), 64, 2, False)
     aggregation = ring if mechanism == "adaptive" else PlainAggregation()
     return train(
         Round(TowardsTargets(), parts, aggregation, SERVERS[server], STREAMS, divisor),

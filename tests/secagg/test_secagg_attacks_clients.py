@@ -22,6 +22,7 @@ from privfed.secagg.errors import (
 )
 from privfed.secagg.keys import KeyPair, seal
 from privfed.secagg.messages import SEALED_BYTES, ConsistencySignature, Inbox, MaskedInput
+from privfed.secagg.ring import RingVector, dtype_of
 from privfed.secagg.shamir import PRIME
 
 Refused = Callable[..., None]
@@ -85,7 +86,8 @@ def test_a_share_outside_of_the_field_is_refused(session: Any, refused: Refused)
 
 def test_inputs_of_another_length_or_modulus_are_refused(session: Any, refused: Refused) -> None:
     session.run_to(Stage.MASKED_INPUT)
-    for vector in (np.zeros(6, np.uint32), np.zeros(4, np.uint32), np.zeros(5, np.uint64), np.zeros(5), b"12345"):
+    wrong = [RingVector(bits, np.zeros(n, dtype_of(bits))) for bits, n in ((32, 6), (32, 4), (64, 5), (31, 5))]
+    for vector in (*wrong, np.zeros(5, np.uint32), b"12345"):
         refused(session.server, MaskedInput(3, vector, {}, bytes(64)), MalformedMessageError, "input vector", 3)
 
 
@@ -93,7 +95,7 @@ def test_a_second_masked_vector_is_refused_by_the_server(session: Any, refused: 
     session.run_to(Stage.MASKED_INPUT)
     first = session.clients[3].contribute(session.inputs[3])
     session.server.receive(first)
-    second = signed(session, first, vector=np.zeros(5, np.uint32))
+    second = signed(session, first, vector=RingVector(32, np.zeros(5, np.uint32)))
     refused(session.server, second, DuplicateMessageError, "sent a second MaskedInput", 3)
 
 

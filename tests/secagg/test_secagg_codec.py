@@ -291,9 +291,9 @@ def test_wrong_shapes_and_types_are_refused() -> None:
         ((3, math.inf, 4), "clip_norm"),
         ((3, 1e-300, 4), "too far from 1"),
         ((3, 1.0, 0), "dimension"),
-        ((3, 1.0, 4, 16), "ring_bits"),
+        ((3, 1.0, 4, 7), "ring_bits"),
         ((2**31, 1.0, 4), "not one step fits"),
-        ((2**24, 1.0, 4), "the clip norm is only .* steps. Use ring_bits = 64"),
+        ((2**24, 1.0, 4), "the clip norm is only .* steps. Use a larger ring_bits"),
         ((10_000, 1.0, 2**28), "rounding may take .*% of the clip norm"),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_vanished_clients_upload_stays_masked_though_its_key_is_rebuilt(make_s
     session.inputs = {i: np.zeros(LENGTH, np.uint32) for i in range(4)}
     session.run_to(Stage.UNMASK, gone=[3]).reveal()
     session.clients[3].receive(session.inboxes[3])
-    late = session.clients[3].contribute(session.inputs[3]).vector.copy()
+    late = session.clients[3].contribute(session.inputs[3]).vector.values.copy()
     points, scope = session.params.points, session.server._scope
     weights = weights_at_zero([points[holder] for holder in session.reveals])
     shares = [answer.key_shares[3] for answer in session.reveals.values()]

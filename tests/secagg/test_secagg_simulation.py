@@ -115,7 +115,7 @@ def test_wrong_arguments_are_refused(kind: Any) -> None:
         with pytest.raises(ParameterError, match="one type and shape"):
             kind().sum({**good, 2: wrong}, {})
     for wrong in (np.zeros(3), np.zeros((3, 1), np.uint32), np.zeros(0, np.uint32)):
-        with pytest.raises(ParameterError, match="must be uint32 or uint64 vectors"):
+        with pytest.raises(ParameterError, match="must be vectors of uint"):
             kind().sum(dict.fromkeys((1, 2, 3), wrong), {})
 
 

@@ -43,13 +43,14 @@ from privfed.secagg.messages import (
     UnmaskRequest,
     UnmaskShares,
 )
+from privfed.secagg.ring import RingVector
 from privfed.secagg.states import TRANSITIONS
 
 TO_CLIENT: list[Message] = [Roster(3, b"", (), ()), Inbox(3, {}), SurvivorList(()), UnmaskRequest(3, {}, {})]
 TO_SERVER: list[Message] = [
     AdvertiseKeys(3, b"", b"", b""),
     ShareKeys(3, b"", {}),
-    MaskedInput(3, np.zeros(1, np.uint32), {}),
+    MaskedInput(3, RingVector(32, np.zeros(1, np.uint32)), {}),
     ConsistencySignature(3),
     UnmaskShares(3, {}, {}),
 ]
@@ -215,7 +216,7 @@ def test_contributing_does_not_touch_the_input_and_forgets_the_secrets(session: 
     vector = np.arange(5, dtype=np.uint32)
     masked = client.contribute(vector)
     assert (vector == np.arange(5)).all()
-    assert not masked.vector.flags.writeable
+    assert not masked.vector.values.flags.writeable
     assert not {"_seed", "_mask_pair", "_channel_pair"} & vars(client).keys()
 
 
@@ -226,7 +227,7 @@ def test_messages_cannot_be_altered(session: Any) -> None:
     with pytest.raises(TypeError):
         session.shared[3].sealed[7] = b""
     with pytest.raises(ValueError, match="read-only"):
-        session.masked[3].vector[0] = 0
+        session.masked[3].vector.values[0] = 0
 
 
 def test_secrets_do_not_show(session: Any) -> None:
@@ -268,7 +269,8 @@ def test_who_is_in_the_sum() -> None:
         ({"client_ids": tuple(range(9)), "degree": 4, "threshold": 6}, "6 is more than the 5 clients"),
         ({"client_ids": (1, 2, 3, 4), "threshold": 2}, "above half of the 4 clients.*Use 3 or more"),
         ({"dimension": 0}, "dimension"),
-        ({"ring_bits": 16}, "ring_bits"),
+        ({"ring_bits": 7}, "ring_bits: must be from 8 to 64"),
+        ({"ring_bits": 65}, "ring_bits: must be from 8 to 64"),
     ],
 )
 def test_bad_parameters_are_refused(change: dict[str, Any], message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -26,14 +25,15 @@ from privfed.secagg.messages import (
     UnmaskRequest,
     UnmaskShares,
 )
+from privfed.secagg.ring import RingVector, dtype_of
 from privfed.secagg.shamir import PRIME
 
 IDS = st.integers(0, 2**64 - 1)
 KEY, SIGNATURE, SEALED = (st.binary(min_size=n, max_size=n) for n in (32, 64, 94))
 SHARE = st.one_of(st.sampled_from([0, 1, 2**256, PRIME - 1]), st.integers(0, PRIME - 1))
-VECTORS = st.sampled_from([np.uint32, np.uint64]).flatmap(
-    lambda dtype: st.lists(st.integers(0, 2 ** (8 * np.dtype(dtype).itemsize) - 1), max_size=6).map(
-        lambda values: np.array(values, dtype)
+VECTORS = st.integers(8, 64).flatmap(
+    lambda bits: st.lists(st.integers(0, 2**bits - 1), max_size=9).map(
+        lambda values: RingVector(bits, np.array(values, dtype_of(bits)))
     )
 )
 
@@ -64,8 +64,14 @@ def same(left: Any, right: Any) -> bool:
     if type(left) is not type(right):
         return False
     pairs = [(getattr(left, f.name), getattr(right, f.name)) for f in fields(left)]
-    return all(
-        a.dtype == b.dtype and np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in pairs
+    return all(same_vector(a, b) if isinstance(a, RingVector) else a == b for a, b in pairs)
+
+
+def same_vector(left: RingVector, right: RingVector) -> bool:
+    return (left.bits, left.values.dtype, left.values.tolist()) == (
+        right.bits,
+        right.values.dtype,
+        right.values.tolist(),
     )
 
 
@@ -99,17 +105,26 @@ class Naive:
     def advertisement(self) -> AdvertiseKeys:
         return AdvertiseKeys(self.id(), self.take(32), self.take(32), self.take(32), self.take(64))
 
-    def vector(self) -> np.ndarray:
+    def vector(self) -> RingVector:
         bits, length = self.number(4), self.number(4)
-        values = struct.unpack(f"<{length}{'I' if bits == 32 else 'Q'}", self.take(length * bits // 8))
-        return np.array(values, dtype=f"uint{bits}")
+        values, shift = [0] * length, 0
+        for width in (64, 32, 16, 8, 4, 2, 1):
+            if bits & width:
+                # A plane is one long little-endian integer, element after element.
+                plane = int.from_bytes(self.take((length * width + 7) // 8), "little")
+                for i in range(length):
+                    values[i] |= (plane & (2**width - 1)) << shift
+                    plane >>= width
+                assert plane == 0
+                shift += width
+        return RingVector(bits, np.array(values, dtype_of(bits)))
 
     def share(self) -> int:
         return self.number(33)
 
     def message(self) -> Message:
         assert self.take(4) == b"PFSA"
-        assert self.number(2) == 1
+        assert self.number(2) == 2
         read = {
             1: self.advertisement,
             2: lambda: Roster(
@@ -159,7 +174,7 @@ def test_whatever_is_accepted_is_the_one_encoding_of_what_it_says(message: Any, 
 
 
 @settings(deadline=None, max_examples=500)
-@given(st.one_of(st.binary(max_size=300), st.binary(max_size=300).map(lambda b: b"PFSA\0\1\0" + b)))
+@given(st.one_of(st.binary(max_size=300), st.binary(max_size=300).map(lambda b: b"PFSA\0\2\0" + b)))
 def test_random_bytes_are_refused_by_name_or_canonical(data: bytes) -> None:
     accepted(data)
 
@@ -181,20 +196,22 @@ def accepted(data: bytes) -> None:
     ("data", "match"),
     [
         (b"", "ends after 0 bytes"),
-        (b"PFSA\0\1\0", "ends after 7 bytes"),
+        (b"PFSA\0\2\0", "ends after 7 bytes"),
         (b"PFSB\0\1\0\6\0\0\0\0", "does not begin with"),
-        (b"PFSA\0\2\0\6\0\0\0\0", "does not begin with"),
-        (b"PFSA\0\1\0\0\0\0\0\0", "unknown kind 0"),
-        (b"PFSA\0\1\0\x0a\0\0\0\0", "unknown kind 10"),
-        (b"PFSA\0\1\0\6\0\0\0\0\0", "goes on for 1 bytes"),
-        (b"PFSA\0\1\0\6\xff\xff\xff\xff", "announces 4294967295 items"),
-        (b"PFSA\0\1\0\6\0\0\0\2" + bytes(16), "not strictly ascending"),
-        (b"PFSA\0\1\0\6\0\0\0\2" + bytes(7) + b"\2" + bytes(7) + b"\1", "not strictly ascending"),
-        (b"PFSA\0\1\0\5" + bytes(8) + b"\0\0\0\x08\0\0\0\0" + bytes(64), "rings have"),
-        (b"PFSA\0\1\0\5" + bytes(8) + b"\0\0\0\x20\xff\xff\xff\xff" + bytes(64), "announces 4294967295 items"),
-        (b"PFSA\0\1\0\4" + bytes(8) + b"\0\0\0\2" + 2 * bytes(102), "not strictly ascending"),
+        (b"PFSA\0\1\0\6\0\0\0\0", "does not begin with"),
+        (b"PFSA\0\2\0\0\0\0\0\0", "unknown kind 0"),
+        (b"PFSA\0\2\0\x0a\0\0\0\0", "unknown kind 10"),
+        (b"PFSA\0\2\0\6\0\0\0\0\0", "goes on for 1 bytes"),
+        (b"PFSA\0\2\0\6\xff\xff\xff\xff", "announces 4294967295 items"),
+        (b"PFSA\0\2\0\6\0\0\0\2" + bytes(16), "not strictly ascending"),
+        (b"PFSA\0\2\0\6\0\0\0\2" + bytes(7) + b"\2" + bytes(7) + b"\1", "not strictly ascending"),
+        (b"PFSA\0\2\0\5" + bytes(8) + b"\0\0\0\x07\0\0\0\0" + bytes(64), "rings have 8 to 64 bits"),
+        (b"PFSA\0\2\0\5" + bytes(8) + b"\0\0\0\x41\0\0\0\0" + bytes(64), "rings have 8 to 64 bits"),
+        (b"PFSA\0\2\0\5" + bytes(8) + b"\0\0\0\x0c\0\0\0\1" + b"\0\x10" + bytes(68), "filled up with zeros"),
+        (b"PFSA\0\2\0\5" + bytes(8) + b"\0\0\0\x20\xff\xff\xff\xff" + bytes(64), "announces 4294967295 items"),
+        (b"PFSA\0\2\0\4" + bytes(8) + b"\0\0\0\2" + 2 * bytes(102), "not strictly ascending"),
         (
-            b"PFSA\0\1\0\x09" + bytes(8) + b"\0\0\0\1" + bytes(8) + PRIME.to_bytes(33, "big") + bytes(68),
+            b"PFSA\0\2\0\x09" + bytes(8) + b"\0\0\0\1" + bytes(8) + PRIME.to_bytes(33, "big") + bytes(68),
             "outside of the field",
         ),
     ],
@@ -208,7 +225,7 @@ def test_what_is_wrong_is_said(data: bytes, match: str) -> None:
 def test_nothing_is_allocated_for_what_is_only_announced() -> None:
     import tracemalloc
 
-    data = b"PFSA\0\1\0\6" + b"\xff\xff\xff\xff" + bytes(80)
+    data = b"PFSA\0\2\0\6" + b"\xff\xff\xff\xff" + bytes(80)
     tracemalloc.start()
     with pytest.raises(MalformedMessageError):
         decode(data, peer=None)
@@ -217,12 +234,13 @@ def test_nothing_is_allocated_for_what_is_only_announced() -> None:
 
 
 def test_a_decoded_vector_is_a_read_only_view() -> None:
-    data = encode(MaskedInput(1, np.arange(1000, dtype=np.uint32), {}, bytes(64)))
+    data = encode(MaskedInput(1, RingVector(32, np.arange(1000, dtype=np.uint32)), {}, bytes(64)))
     message = decode(data, peer=1)
     assert isinstance(message, MaskedInput)
-    assert not message.vector.flags.writeable
-    assert message.vector.base is not None
-    assert message.vector.ctypes.data % 8 == 0  # so that adding it up is not slowed down
+    values = message.vector.values
+    assert not values.flags.writeable
+    assert values.base is not None
+    assert values.ctypes.data % 8 == 0  # so that adding it up is not slowed down
 
 
 def test_the_senders_name_is_checked_against_the_transports() -> None:
@@ -244,8 +262,8 @@ def test_the_senders_name_is_checked_against_the_transports() -> None:
         (SurvivorList((2, 1)), "not strictly ascending"),
         (UnmaskShares(1, {1: PRIME}, {}, bytes(64)), "outside of the field"),
         (UnmaskShares(1, {1: -1}, {}, bytes(64)), "outside of the field"),
-        (MaskedInput(1, np.zeros(2), {}, bytes(64)), "input vector"),
-        (MaskedInput(1, np.zeros((2, 1), np.uint32), {}, bytes(64)), "input vector"),
+        (MaskedInput(1, np.zeros(2, np.uint32), {}, bytes(64)), "must be a ring vector"),  # type: ignore[arg-type]
+        (MaskedInput(1, RingVector(20, np.full(2, 2**20, np.uint32)), {}, bytes(64)), "more than 20 bits"),
     ],
 )
 def test_objects_without_a_wire_form_are_refused(message: Any, match: str) -> None:
