@@ -143,3 +143,16 @@ def test_any_value_anywhere_is_accepted_or_refused_in_words(value: object) -> No
         except SettingError as error:
             message = str(error)
         assert "\n" not in message
+
+
+def test_rings_are_8_to_64_bits_or_chosen_but_not_for_integer_noise() -> None:
+    bounded = {"clip_norm": 1.0}
+    for bits in (8, 26, 64, "auto"):
+        settings = resolve_settings(
+            {"privacy": bounded, "secure_aggregation": {"mode": "ring", "ring_bits": bits}}
+        )
+        assert settings.secure_aggregation.ring_bits == bits
+    noised = {**bounded, "mechanism": "skellam", "noise_multiplier": 1.0}
+    with pytest.raises(SettingError, match="skellam noise takes the finest grid.*Give a number") as caught:
+        resolve_settings({"privacy": noised, "secure_aggregation": {"mode": "protocol", "ring_bits": "auto"}})
+    assert caught.value.where == "secure_aggregation.ring_bits"

@@ -60,8 +60,10 @@ def aggregation(mode: str) -> Aggregation:
     if mode == "off":
         return PlainAggregation()
 
-    def secure_sum(number: int, threshold: int, model: bytes) -> SecureSum:
-        return ProtocolSum(number, threshold, model=model) if mode == "protocol" else RingSum(threshold)
+    def secure_sum(number: int, threshold: int, model: bytes, bits: int) -> SecureSum:
+        if mode == "protocol":
+            return ProtocolSum(number, threshold, model=model, ring_bits=bits)
+        return RingSum(threshold, bits)
 
     return RingAggregation(secure_sum, 64, 2, mode == "protocol")
 
