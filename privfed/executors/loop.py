@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -110,7 +111,11 @@ class _Steps:
     def __init__(
         self, model: Model, training: LocalTraining, features: Any, labels: Any, rate: Any, rows: Any, bounds: Any
     ) -> None:
-        self._model, self._training, self._rate = model, training, rate
+        self._training, self._rate = training, rate
+        # Not inlined: in a graph without the loop TensorFlow fuses operations which in one with it it does not.
+        self._gradients = tf.function(
+            partial(local_gradients, model), autograph=False, experimental_attributes={"_noinline": True}
+        )
         self._features, self._labels, self._rows, self._bounds = features, labels, rows, bounds
 
     def run(
@@ -122,7 +127,7 @@ class _Steps:
         def step(s, w, v, loss_sum, correct):  # type: ignore[no-untyped-def]  # traced
             batch = self._rows[self._bounds[s] : self._bounds[s + 1]]
             x, y = as_model_input(tf.gather(self._features, batch)), tf.gather(self._labels, batch)
-            gradients, loss, right = local_gradients(self._model, w, x, y)
+            gradients, loss, right = self._gradients(w, x, y)
             w, v = rule.move(w, v, gradients)
             return s + 1, w, v, loss_sum + loss, correct + right
 

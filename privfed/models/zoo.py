@@ -126,7 +126,7 @@ def lenet(
         for i, stride in enumerate(strides):
             # Zero padding of 2 on every side as in PyTorch; TensorFlow's "SAME" is asymmetric at stride 2.
             h = tf.nn.conv2d(h, weights[2 * i], stride, [[0, 0], [2, 2], [2, 2], [0, 0]])
-            h = act(h + weights[2 * i + 1])
+            h = act(tf.nn.bias_add(h, weights[2 * i + 1]))
         return tf.matmul(_flat(h), weights[-2]) + weights[-1]
 
     return Model(
@@ -158,11 +158,12 @@ def cnn(
     act = ACTIVATIONS[activation]
 
     def logits(weights: Weights, x: Any) -> Any:
-        h = act(tf.nn.conv2d(x, weights[0], 1, "VALID") + weights[1])
-        h = act(tf.nn.conv2d(h, weights[2], 1, "VALID") + weights[3])
-        h = _flat(tf.nn.max_pool2d(h, 2, 2, "VALID"))
-        h = act(tf.matmul(h, weights[4]) + weights[5])
-        return tf.matmul(h, weights[6]) + weights[7]
+        h = act(tf.nn.bias_add(tf.nn.conv2d(x, weights[0], 1, "VALID"), weights[1]))
+        # The maximum first: bias and activation, which never fall, change no maximum, and so meet a quarter of it.
+        h = tf.nn.max_pool2d(tf.nn.conv2d(h, weights[2], 1, "VALID"), 2, 2, "VALID")
+        h = _flat(act(tf.nn.bias_add(h, weights[3])))
+        h = act(tf.nn.bias_add(tf.matmul(h, weights[4]), weights[5]))
+        return tf.nn.bias_add(tf.matmul(h, weights[6]), weights[7])
 
     return Model(
         "cnn",
