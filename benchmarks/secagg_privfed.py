@@ -9,6 +9,7 @@ work is done; what only the benchmark needs (updates, and checking the sum) is n
 from __future__ import annotations
 
 import argparse
+import fcntl
 import multiprocessing
 import os
 import resource
@@ -38,6 +39,9 @@ from privfed.secagg import (
 )
 
 CLIP = 1.0
+PIPE_BYTES = 2**20
+"""Linux gives as much to anybody: a masked vector then takes few turns of its two processes."""
+
 Messages = Iterator[tuple[int, bytes]]
 
 
@@ -108,23 +112,26 @@ class Processes:
     def __init__(self, setup: Setup, ids: Sequence[int], count: int) -> None:
         # Forked before there are threads: identities and updates need not be sent.
         context = multiprocessing.get_context("fork")
-        self._ends: list[tuple[Connection, set[int]]] = []
+        self._ends: list[tuple[Connection, Connection, set[int]]] = []
         self._processes = []
         for share in range(count):
-            mine, own = context.Pipe()
+            asked, ask = context.Pipe(duplex=False)
+            answers, answer = context.Pipe(duplex=False)
+            fcntl.fcntl(answer.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             members = ids[share::count]
-            process = context.Process(target=_serve, args=(own, setup, members), daemon=True)
+            process = context.Process(target=_serve, args=(asked, answer, setup, members), daemon=True)
             process.start()
-            own.close()
-            self._ends.append((mine, set(members)))
+            asked.close()
+            answer.close()
+            self._ends.append((ask, answers, set(members)))
             self._processes.append(process)
         self.seconds: dict[str, float] = {}
         self.peak_rss_mb = 0.0
 
     def answers(self, stage: Stage, incoming: Mapping[int, bytes]) -> Messages:
-        for end, members in self._ends:
-            end.send((stage, {i: data for i, data in incoming.items() if i in members}))
-        busy = [end for end, _ in self._ends]
+        for ask, _, members in self._ends:
+            ask.send((stage, {i: data for i, data in incoming.items() if i in members}))
+        busy = [answers for _, answers, _ in self._ends]
         while busy:
             for end in wait(busy):
                 client = int.from_bytes(end.recv_bytes(), "big")
@@ -135,9 +142,9 @@ class Processes:
 
     def close(self) -> None:
         """Learn what the processes used, and end them."""
-        for end, _ in self._ends:
-            end.send(None)
-            seconds, peak = end.recv()
+        for ask, answers, _ in self._ends:
+            ask.send(None)
+            seconds, peak = answers.recv()
             self.peak_rss_mb += peak
             for name, value in seconds.items():
                 self.seconds[name] = self.seconds.get(name, 0.0) + value
@@ -145,14 +152,14 @@ class Processes:
             process.join()
 
 
-def _serve(end: Connection, setup: Setup, ids: Sequence[int]) -> None:
+def _serve(asked: Connection, answer: Connection, setup: Setup, ids: Sequence[int]) -> None:
     clients = Clients(setup, ids)
-    while (asked := end.recv()) is not None:
-        for client, data in clients.answers(*asked):
-            end.send_bytes(client.to_bytes(8, "big"))
-            end.send_bytes(data)
-        end.send_bytes(b"\xff" * 8)
-    end.send((clients.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    while (question := asked.recv()) is not None:
+        for client, data in clients.answers(*question):
+            answer.send_bytes(client.to_bytes(8, "big"))
+            answer.send_bytes(data)
+        answer.send_bytes(b"\xff" * 8)
+    answer.send((clients.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
 def play(setup: Setup, clients: Clients | Processes, cores: int) -> dict[str, Any]:

@@ -153,6 +153,6 @@ def test_rings_are_8_to_64_bits_or_chosen_but_not_for_integer_noise() -> None:
         )
         assert settings.secure_aggregation.ring_bits == bits
     noised = {**bounded, "mechanism": "skellam", "noise_multiplier": 1.0}
-    with pytest.raises(SettingError, match="skellam noise takes the finest grid.*Give a number") as caught:
+    with pytest.raises(SettingError, match=r"skellam noise takes the finest grid.*Give a number") as caught:
         resolve_settings({"privacy": noised, "secure_aggregation": {"mode": "protocol", "ring_bits": "auto"}})
     assert caught.value.where == "secure_aggregation.ring_bits"
