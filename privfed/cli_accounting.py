@@ -34,6 +34,7 @@ class MechanismName(str, Enum):
     SKELLAM = "skellam"
     TREE = "tree"
     BANDED = "banded"
+    DP_SGD = "dp_sgd"
 
 
 SamplingOption = Annotated[Sampling, typer.Option(help="How each round's cohort is drawn.")]
@@ -45,6 +46,8 @@ Rounds = Annotated[int, typer.Option(help="Rounds of training.")]
 Delta = Annotated[float, typer.Option(help="δ of the guarantee.")]
 Dimension = Annotated[int | None, typer.Option(help="Of integer noise: weights of the model.")]
 Bands = Annotated[int | None, typer.Option(help="Of banded noise: rounds over which it is correlated.")]
+ExampleRate = Annotated[float | None, typer.Option(help="Of dp_sgd: chance of each example to be in a step.")]
+LocalSteps = Annotated[int | None, typer.Option(help="Of dp_sgd: steps of a client in a round.")]
 ClipNorm = Annotated[float, typer.Option(help="Of integer noise: L2 bound of an update.")]
 RingBits = Annotated[int, typer.Option(help="Of integer noise: width of the ring.")]
 Dropout = Annotated[float, typer.Option(help="Share of sampled clients that vanish, whose noise is missing.")]
@@ -54,7 +57,7 @@ Colluders = Annotated[int, typer.Option(help="Clients that tell the server what 
 def account(
     noise_multiplier: Annotated[
         float,
-        typer.Option(help="Noise on the sum over the clip norm (local: of each client)."),
+        typer.Option(help="Noise on the sum over the clip norm (local: of each client; dp_sgd: of a step)."),
     ],
     sampling: SamplingOption,
     rounds: Rounds,
@@ -65,6 +68,8 @@ def account(
     clients: Clients = None,
     dimension: Dimension = None,
     bands: Bands = None,
+    example_rate: ExampleRate = None,
+    local_steps: LocalSteps = None,
     clip_norm: ClipNorm = 1.0,
     ring_bits: RingBits = 32,
     dropout: Dropout = 0.0,
@@ -82,6 +87,8 @@ def account(
         clients=clients,
         dimension=dimension,
         bands=bands,
+        example_rate=example_rate,
+        local_steps=local_steps,
         clip_norm=clip_norm,
         ring_bits=ring_bits,
         dropout=dropout,
@@ -101,6 +108,8 @@ def calibrate(
     clients: Clients = None,
     dimension: Dimension = None,
     bands: Bands = None,
+    example_rate: ExampleRate = None,
+    local_steps: LocalSteps = None,
     clip_norm: ClipNorm = 1.0,
     ring_bits: RingBits = 32,
     dropout: Dropout = 0.0,
@@ -121,6 +130,8 @@ def calibrate(
         clients=clients,
         dimension=dimension,
         bands=bands,
+        example_rate=example_rate,
+        local_steps=local_steps,
         clip_norm=clip_norm,
         ring_bits=ring_bits,
         dropout=dropout,
@@ -154,6 +165,8 @@ def _plan(
     clients: int | None,
     dimension: int | None,
     dropout: float,
+    example_rate: float | None,
+    local_steps: int | None,
     **others: Any,
 ) -> PrivacyPlan:
     from privfed.errors import SettingError
@@ -162,7 +175,14 @@ def _plan(
     scheme = _scheme(sampling, rounds, rate, size, clients)
     if not 0 <= dropout < 1:
         raise SettingError("must lie in [0, 1)", where="--dropout", value=dropout)
-    if mechanism is not MechanismName.GAUSSIAN and clients is None:
+    for key, value in (("--example-rate", example_rate), ("--local-steps", local_steps)):
+        if (mechanism is MechanismName.DP_SGD) != (value is not None):
+            missing = value is None
+            reason = "is missing: dp_sgd needs it" if missing else f"does not go with {mechanism.value}"
+            raise SettingError(reason, where=key, value=value, remedy="" if missing else "Remove it")
+    if sampling is Sampling.ROUND_ROBIN and mechanism is MechanismName.DP_SGD:
+        raise SettingError("is not accounted with dp_sgd", where="--sampling", value=sampling.value)
+    if mechanism not in (MechanismName.GAUSSIAN, MechanismName.DP_SGD) and clients is None:
         raise SettingError(f"is missing: {mechanism.value} needs it", where="--clients")
     if mechanism.value in DISTRIBUTED and dimension is None:
         raise SettingError(f"is missing: {mechanism.value} needs it", where="--dimension")
@@ -174,6 +194,8 @@ def _plan(
         population=clients or 1,
         dimension=dimension or 1,
         dropout=dropout,
+        example_rate=1.0 if example_rate is None else example_rate,
+        local_steps=1 if local_steps is None else local_steps,
         **others,
     )
 

@@ -160,22 +160,27 @@ class Cohort(Section):
 
 
 class Privacy(Section):
-    """``[privacy]``: client-level differential privacy."""
+    """``[privacy]``: differential privacy, of clients or of their examples."""
 
     mechanism: Literal[
-        "none", "gaussian", "adaptive", "local", "discrete_gaussian", "skellam", "tree", "banded"
+        "none", "gaussian", "adaptive", "local", "discrete_gaussian", "skellam", "tree", "banded", "dp_sgd"
     ] = "none"
     """``gaussian``: central noise. ``adaptive``: the same, with a clip norm that follows a quantile of the norms.
     ``local``: every client noises its own update. ``discrete_gaussian``, ``skellam``: every client adds its share
     of integer noise, and secure aggregation lets the server see the noised sum only. ``tree``, ``banded``: central
-    noise correlated over rounds (DP-FTRL), for round-robin cohorts."""
+    noise correlated over rounds (DP-FTRL), for round-robin cohorts. ``dp_sgd``: every client clips and noises the
+    gradients of its local steps, which protects single examples."""
     bands: Count | None = None
     """Of ``banded``: rounds over which noise is correlated; as many as the cohorts allow when not given."""
     against: Literal["protected", "release", "client", "server", "server+colluders", "active server"] = "protected"
     """Whom ``epsilon`` and ``max_epsilon`` are meant against: an observer, or the worst of those protected."""
-    unit: Literal["client"] = "client"
+    unit: Literal["client", "example"] = "client"
+    """Whose data is protected as one: ``example`` with ``dp_sgd`` and with nothing else."""
+    example_rate: Rate | None = None
+    """Of ``dp_sgd``: each example is in a local step with this probability, independently. ``training.batch_size``
+    is what sums of gradients are divided by, so it should be about this share of a client's examples."""
     clip_norm: Positive | None = None
-    """L2 bound of each client's update."""
+    """L2 bound of each client's update; of each example's gradient, with ``dp_sgd``."""
     epsilon: Positive | None = None
     """Target for the whole run; the noise multiplier is calibrated from it."""
     noise_multiplier: Positive | None = None
@@ -203,6 +208,22 @@ class Privacy(Section):
             raise ValueError("neither epsilon nor noise_multiplier is given: set one of them")
         if self.clip_norm is None:
             raise ValueError("clip_norm is missing: without a bound on each update no noise protects it")
+        return self
+
+    @model_validator(mode="after")
+    def _unit_fits(self) -> Privacy:
+        if self.mechanism == "dp_sgd" and self.unit != "example":
+            raise ValueError('dp_sgd promises nothing for a client as a whole (ε = ∞): set unit = "example"')
+        if self.mechanism != "dp_sgd" and self.unit == "example":
+            raise ValueError(
+                f'unit = "example" goes with dp_sgd alone: remove it; {self.mechanism} is stated for whole clients'
+            )
+        if (self.mechanism == "dp_sgd") != (self.example_rate is not None):
+            raise ValueError(
+                "example_rate is missing: dp_sgd needs it"
+                if self.mechanism == "dp_sgd"
+                else f"example_rate does not go with mechanism = {self.mechanism!r}: remove it"
+            )
         return self
 
 
@@ -306,11 +327,13 @@ class Settings(Section):
 
     def _check_mechanism(self) -> None:
         cohort, masking, mechanism = self.cohort, self.secure_aggregation, self.privacy.mechanism
-        if masking.mode != "off" and mechanism == "local":
+        if mechanism == "dp_sgd":
+            self._check_examples()
+        if masking.mode != "off" and mechanism in ("local", "dp_sgd"):
             raise Contradiction(
                 "secure_aggregation.mode",
                 masking.mode,
-                "local noise has no bound, so it can leave a ring of fixed width, and it needs no masks",
+                f"{mechanism} noise has no bound, so it can leave a ring of fixed width, and it needs no masks",
                 'Set mode = "off", or mechanism = "discrete_gaussian"',
             )
         correlated = mechanism in ("tree", "banded")
@@ -345,6 +368,22 @@ class Settings(Section):
             )
         if mechanism != "none" and self.training.rounds == 0:
             raise Contradiction("training.rounds", 0, "there is nothing to protect", "Train at least one round")
+
+    def _check_examples(self) -> None:
+        training = self.training
+        if training.local_steps is None:
+            raise Contradiction(
+                "training.local_steps",
+                None,
+                "dp_sgd draws the examples of each step, so that there are no epochs",
+                "Give the steps of a client in a round",
+            )
+        if training.algorithm == "fedsgd":
+            raise Contradiction(
+                "training.algorithm", "fedsgd", "dp_sgd draws the examples of each step", 'Use "fedavg"'
+            )
+        if self.executor != "local":
+            raise Contradiction("executor", self.executor, "it has no DP-SGD", 'Set executor = "local"')
 
     def _check_training(self) -> None:
         self._check_algorithm()

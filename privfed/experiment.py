@@ -38,7 +38,7 @@ from privfed.models.functional import Model, Vector
 from privfed.privacy.accounting import Guarantee
 from privfed.privacy.ledger import Ledger
 from privfed.privacy.ledger_entries import Header
-from privfed.privacy.mechanisms import Mechanism, NoMechanism
+from privfed.privacy.mechanisms import ExampleGaussian, Mechanism, NoMechanism
 from privfed.privacy.plan import PrivacyPlan
 from privfed.privacy.sampling import SamplingScheme
 from privfed.schemes import sampling_scheme
@@ -100,6 +100,9 @@ class Experiment:
             threshold=masking.threshold or 2,
             colluders=masking.colluders,
             seed=self.settings.training.seed,
+            example_rate=privacy.example_rate or 1.0,
+            local_steps=self.settings.training.local_steps or 1,
+            update_scale=self.settings.training.learning_rate / self.settings.training.batch_size,
         )
 
     @cached_property
@@ -134,8 +137,10 @@ class Experiment:
 
     @cached_property
     def divisor(self) -> float | None:
-        """The expected cohort under differential privacy; else the survivors' weight."""
-        return None if self.privacy_plan is None else self.privacy_plan.expected_cohort
+        """The expected cohort where it is private who takes part; else the survivors' weight."""
+        if self.privacy_plan is None or self.settings.privacy.unit == "example":
+            return None
+        return self.privacy_plan.expected_cohort
 
     @cached_property
     def server(self) -> ServerOptimizer:
@@ -157,6 +162,7 @@ class Experiment:
             training.momentum,
             training.proximal or 0.0,
             corrected=training.algorithm == "scaffold",
+            example=self.mechanism.example if isinstance(self.mechanism, ExampleGaussian) else None,
         )
 
     def rates(self, side: str) -> RateSchedule:

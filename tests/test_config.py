@@ -61,6 +61,9 @@ def test_examples_are_valid_and_survive_a_round_trip(example: Path, tmp_path: Pa
         ("training.learning_rate_every=2", "training.learning_rate_every", "'none' does not use it"),
         ("training.learning_rate_decay=step", "training.learning_rate_every", "needs it"),
         ("training.server_learning_rate_warmup=41", "training.server_learning_rate_warmup", "40 rounds"),
+        ("privacy.mechanism=dp_sgd", "privacy", "nothing for a client as a whole"),
+        ("privacy.unit=example", "privacy", "goes with dp_sgd alone"),
+        ("privacy.example_rate=0.1", "privacy", "does not go with mechanism = 'gaussian'"),
         ("data.partition=dirichlet(0.1)", "data.partition", "alpha"),
         ("data=3", "data", "dictionary"),
         ("data.clients.x=3", "data.clients.x", "value, not a table"),
@@ -91,6 +94,31 @@ def test_scaffold_is_refused_with_what_it_has_no_meaning_for(others: dict[str, A
     with pytest.raises(SettingError, match="scaffold: ") as caught:
         resolve_settings({**others, "training": training})
     assert caught.value.where == where
+
+
+EXAMPLES = {"mechanism": "dp_sgd", "unit": "example", "clip_norm": 1.0, "epsilon": 3.0, "example_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("others", "where", "words"),
+    [
+        ({"privacy": {**EXAMPLES, "example_rate": None}}, "privacy", "example_rate is missing"),
+        ({"training": {}}, "training.local_steps", "draws the examples of each step"),
+        ({"training": {"algorithm": "fedsgd"}}, "training.local_steps", "draws the examples"),
+        ({"training": {"local_steps": 1, "algorithm": "fedsgd"}}, "training.algorithm", "draws the examples"),
+        ({"executor": "tff"}, "executor", "no DP-SGD"),
+        ({"secure_aggregation": {"mode": "ring"}}, "secure_aggregation.mode", "no bound"),
+        ({"training": {"local_steps": 3, "weighted": True}}, "training.weighted", "private"),
+        ({"cohort": {"sampling": "round_robin", "size": 2}}, "cohort.sampling", "not accounted for round-robin"),
+    ],
+)
+def test_example_level_noise_is_refused_where_it_has_no_meaning(
+    others: dict[str, Any], where: str, words: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        resolve_settings({"privacy": EXAMPLES, "training": {"local_steps": 3}, **others})
+    assert caught.value.where == where
+    assert words in str(caught.value)
 
 
 def test_masking_needs_a_bound() -> None:

@@ -19,7 +19,7 @@ from privfed.config import SecureAggregation as SecureAggregationSettings
 from privfed.federated.aggregation import round_threshold
 from privfed.federated.cohorts import abort_probability
 from privfed.federated.training import TrainingResult, digest
-from privfed.privacy.accounting import Guarantee, marks
+from privfed.privacy.accounting import NO_CLIENT, Guarantee, marks
 from privfed.privacy.ledger_report import verify_ledger
 from privfed.rundir import TRANSCRIPT, RunFolder
 from privfed.transcript import Observer
@@ -221,6 +221,8 @@ def _verdict(m: Material, observers: tuple[ev.ObserverEvidence, ...]) -> ev.Verd
     )
     if open_to := [o.observer for o in observers if not o.protected]:
         text += f" Against {' and '.join(open_to)}: ε = ∞, since values reach them before the noise."
+    if any(o.guarantee.unit == "example" for o in protected):
+        text += f" {NO_CLIENT}"
     text += (
         f" Images were reconstructed beyond a trivial guess by: {', '.join(leaking)}."
         if leaking

@@ -24,6 +24,8 @@ from privfed.federated.client_work import (
     ClippedSum,
     Conditions,
     LocalTraining,
+    Schedule,
+    drawn_schedule,
     schedule,
 )
 from privfed.models.functional import Model, Vector
@@ -32,6 +34,9 @@ __all__ = ["LocalClientWork", "available_cores", "configure_threads"]
 
 _COPIES_OF_A_DELTA = 3
 """The loop's array of rows, the stacked rows, and the chunk that the caller may still hold."""
+
+_COPIES_OF_NOISE = 4
+"""Of each step, in updates' worth: a client's own and the stacked ones, in float64 where they are secure."""
 
 _LONG = 1 << 16
 """Updates longer than this leave the graph one by one: stacking them would copy them twice."""
@@ -76,7 +81,8 @@ class LocalClientWork(ClientWork):
         self._model, self._training, self._path = model, training, path
         self._device = training_device()
         self._threads = threads or (1 if self._device.startswith("GPU") else available_cores())
-        room = max(1, memory_budget_bytes // (_COPIES_OF_A_DELTA * 4 * model.dimension))
+        copies = _COPIES_OF_A_DELTA + (_COPIES_OF_NOISE * (training.steps or 0) if training.example else 0)
+        room = max(1, memory_budget_bytes // (copies * 4 * model.dimension))
         # Whole rounds of the threads, so that none of them waits for the others.
         self._chunk = room - room % self._threads or room
         self._data = Data(features, labels, self._offsets, self._device)
@@ -144,7 +150,7 @@ class LocalClientWork(ClientWork):
         exact: bool = False,
     ) -> ClippedSum:
         """Train ``clients``, clip and add up inside the graph; see ``ClientWork``."""
-        if self._training.corrected:
+        if self._training.corrected or self._training.example is not None:
             return super().clipped_sum(weights, clients, seed, clip_norm, exact=exact)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {clip_norm}")
@@ -174,7 +180,7 @@ class LocalClientWork(ClientWork):
             np.isfinite(squared),
             loss_sum,
             correct,
-            self._training.seen(sizes).astype(np.float64),
+            self._training.seen(sizes),
         )
 
     @contextmanager
@@ -223,7 +229,7 @@ class LocalClientWork(ClientWork):
         self, clients: NDArray[np.int64], deltas: NDArray[np.float32], loss_sum: Any, correct: Any
     ) -> ClientUpdates:
         examples = self._offsets[clients + 1] - self._offsets[clients]
-        seen = self._training.seen(examples).astype(np.float64)
+        seen = self._training.seen(examples)
         return ClientUpdates(tuple(clients.tolist()), deltas, examples, loss_sum, correct, seen)
 
 
@@ -232,7 +238,7 @@ class _Updates:
 
     def __init__(self, model: Model, training: LocalTraining, data: Data, device: str) -> None:
         self._training, self._data, self._device = training, data, device
-        self._long = model.dimension > _LONG
+        self._long, self._dimension = model.dimension > _LONG, model.dimension
         self._graph: Any = None
         self._build = partial(update_graph if self._long else updates_graph, model, training, data.features.dtype)
 
@@ -248,12 +254,12 @@ class _Updates:
         """Deltas ``[clients, d]``, loss sums and counts of right answers ``[clients]``."""
         if self._graph is None:
             self._graph = self._build()
-        steps = schedule(self._data.offsets, clients, self._training, seed)
-        arguments: list[NDArray[Any]] = [
-            steps.rows,
-            steps.step_bounds,
-            *([] if self._long else [steps.client_bounds]),
-        ]
+        steps, noise = self._drawn(clients, seed, conditions)
+        arguments: list[NDArray[Any]] = [steps.rows, steps.step_bounds]
+        if not self._long:
+            arguments.append(steps.client_bounds)
+        if noise is not None:
+            arguments.append(noise[0] if self._long else noise)
         if conditions.corrections is not None:
             corrections = conditions.corrections(clients.tolist())
             arguments.append(corrections[0] if self._long else corrections)
@@ -264,6 +270,19 @@ class _Updates:
         if self._long:
             return deltas[None], np.array([loss_sum]), np.array([correct])
         return deltas, loss_sum, correct
+
+    def _drawn(
+        self, clients: NDArray[np.int64], seed: Sequence[int], conditions: Conditions
+    ) -> tuple[Schedule, NDArray[Any] | None]:
+        """The steps, and with DP-SGD the noise of each, ``[clients, steps, d]``."""
+        offsets, training, example = self._data.offsets, self._training, self._training.example
+        if example is None or training.steps is None:
+            return schedule(offsets, clients, training, seed), None
+        if conditions.source is None:
+            raise ValueError("DP-SGD needs a source of randomness for each client")
+        sources = [conditions.source(client) for client in clients.tolist()]
+        steps = drawn_schedule(offsets, clients, training, sources)
+        return steps, np.stack([example.noise(source, training.steps, self._dimension) for source in sources])
 
 
 def _rate(training: LocalTraining, conditions: Conditions) -> np.float32:

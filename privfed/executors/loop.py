@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import tensorflow as tf
 
 from privfed.executors.accumulate import add_contribution, clip_factor, squared_norm
+from privfed.executors.examples import noised_gradients
 from privfed.executors.population import as_model_input
 from privfed.executors.steps import Rule, local_gradients
 from privfed.federated.client_work import LocalTraining
@@ -18,16 +18,16 @@ from privfed.models.functional import Model
 def updates_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> Any:
     """``(weights, features, labels, rate, *schedule) -> (deltas [k, d], loss sums [k], correct [k])``.
 
-    Where training is corrected, the clients' corrections ``[k, d]`` are one more argument.
+    Further arguments, where training takes them: the noise of DP-SGD ``[k, steps, d]``, or corrections ``[k, d]``.
     """
 
-    def train(weights, features, labels, rate, rows, step_bounds, client_bounds, *corrections):  # type: ignore[no-untyped-def]  # traced
+    def train(weights, features, labels, rate, rows, step_bounds, client_bounds, *extra):  # type: ignore[no-untyped-def]  # traced
         start = model.unflatten(weights)
         count = tf.size(client_bounds) - 1
         steps = _Steps(model, training, features, labels, rate, rows, step_bounds)
 
         def client(i, deltas, losses, corrects):  # type: ignore[no-untyped-def]  # traced
-            own = [model.unflatten(rows[i]) for rows in corrections]
+            own = [values[i] for values in extra]
             w, loss_sum, correct = steps.run(start, client_bounds[i], client_bounds[i + 1], *own)
             delta = tf.concat([tf.reshape(b - a, [-1]) for a, b in zip(start, w, strict=True)], 0)
             return i + 1, deltas.write(i, delta), losses.write(i, loss_sum), corrects.write(i, correct)
@@ -36,25 +36,24 @@ def updates_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> 
         _, *filled = tf.while_loop(lambda i, *_: i < count, client, (0, *rows_of), parallel_iterations=1)
         return [array.stack() for array in filled]
 
-    signature = [*_signature(model, feature_dtype), *_corrections(training, [None, model.dimension])]
+    signature = [*_signature(model, feature_dtype), *_extra(model, training, [None])]
     return tf.function(train, input_signature=signature, autograph=False).get_concrete_function()
 
 
 def update_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> Any:
     """``(weights, features, labels, rate, rows, step bounds) -> (delta [d], loss sum, correct)`` of one client.
 
-    For long updates, which an array of updates would copy twice. A correction ``[d]`` comes last, if any.
+    For long updates, which an array of updates would copy twice. Noise or a correction come last, if any.
     """
 
-    def train(weights, features, labels, rate, rows, step_bounds, *correction):  # type: ignore[no-untyped-def]  # traced
+    def train(weights, features, labels, rate, rows, step_bounds, *own):  # type: ignore[no-untyped-def]  # traced
         start = model.unflatten(weights)
         steps = _Steps(model, training, features, labels, rate, rows, step_bounds)
-        own = [model.unflatten(vector) for vector in correction]
         w, loss_sum, correct = steps.run(start, tf.constant(0), tf.size(step_bounds) - 1, *own)
         delta = tf.concat([tf.reshape(b - a, [-1]) for a, b in zip(start, w, strict=True)], 0)
         return delta, loss_sum, correct
 
-    signature = [*_signature(model, feature_dtype)[:-1], *_corrections(training, [model.dimension])]
+    signature = [*_signature(model, feature_dtype)[:-1], *_extra(model, training, [])]
     return tf.function(train, input_signature=signature, autograph=False).get_concrete_function()
 
 
@@ -101,8 +100,11 @@ def _signature(model: Model, feature_dtype: Any) -> list[Any]:
     ]
 
 
-def _corrections(training: LocalTraining, shape: list[int | None]) -> list[Any]:
-    return [tf.TensorSpec(shape, tf.float32)] if training.corrected else []
+def _extra(model: Model, training: LocalTraining, clients: list[int | None]) -> list[Any]:
+    if training.example is not None:
+        dtype = tf.float64 if training.example.secure else tf.float32
+        return [tf.TensorSpec([*clients, training.steps, model.dimension], dtype)]
+    return [tf.TensorSpec([*clients, model.dimension], tf.float32)] if training.corrected else []
 
 
 class _Steps:
@@ -111,23 +113,29 @@ class _Steps:
     def __init__(
         self, model: Model, training: LocalTraining, features: Any, labels: Any, rate: Any, rows: Any, bounds: Any
     ) -> None:
-        self._training, self._rate = training, rate
+        self._model, self._training, self._rate = model, training, rate
         # Not inlined: in a graph without the loop TensorFlow fuses operations which in one with it it does not.
         self._gradients = tf.function(
             partial(local_gradients, model), autograph=False, experimental_attributes={"_noinline": True}
         )
         self._features, self._labels, self._rows, self._bounds = features, labels, rows, bounds
 
-    def run(
-        self, start: list[Any], first: Any, last: Any, correction: Sequence[Any] | None = None
-    ) -> tuple[list[Any], Any, Any]:
-        """New weights, sum of losses and count of right answers of the steps from ``first`` to ``last``."""
-        rule = Rule(self._training, self._rate, start, correction)
+    def run(self, start: list[Any], first: Any, last: Any, extra: Any = None) -> tuple[list[Any], Any, Any]:
+        """New weights, sum of losses and count of right answers of the steps from ``first`` to ``last``.
+
+        ``extra`` is the client's correction ``[d]``, or the noise of its steps ``[steps, d]``.
+        """
+        model, training = self._model, self._training
+        rule = Rule(training, self._rate, start, model.unflatten(extra) if training.corrected else None)
 
         def step(s, w, v, loss_sum, correct):  # type: ignore[no-untyped-def]  # traced
             batch = self._rows[self._bounds[s] : self._bounds[s + 1]]
             x, y = as_model_input(tf.gather(self._features, batch)), tf.gather(self._labels, batch)
-            gradients, loss, right = self._gradients(w, x, y)
+            if training.example is None:
+                gradients, loss, right = self._gradients(w, x, y)
+            else:
+                noise = model.unflatten(extra[s - first])
+                gradients, loss, right = noised_gradients(model, training, w, x, y, noise)
             w, v = rule.move(w, v, gradients)
             return s + 1, w, v, loss_sum + loss, correct + right
 

@@ -40,7 +40,7 @@ class TffClientWork(ClientWork):
         memory_budget_bytes: Bound on the memory that examples and updates take; it sets the size of a chunk.
 
     Raises:
-        ValueError: The arrays do not fit, or training has what this executor has not: corrections.
+        ValueError: The arrays do not fit, or training has what this executor has not: corrections, DP-SGD.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class TffClientWork(ClientWork):
         memory_budget_bytes: int = 256 << 20,
     ) -> None:
         self._features, self._labels, self._offsets = check_population(model, features, labels, offsets)
-        if training.corrected:
-            raise ValueError("the executor 'tff' has no control variates")
+        if training.corrected or training.example is not None:
+            raise ValueError("the executor 'tff' has neither control variates nor DP-SGD")
         self._dimension, self._training = model.dimension, training
         self._rate = np.float32(training.learning_rate)
         self._budget = memory_budget_bytes

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from privfed.privacy.clipping import clip_by_l2, l2_norm
 from privfed.privacy.errors import NonFiniteUpdateError
+from privfed.privacy.mechanisms import ExampleNoise
+from privfed.privacy.randomness import RandomSource
 
 Vector = NDArray[np.float32]
 
@@ -33,6 +35,8 @@ class LocalTraining:
         momentum: Of the client's steps, in [0, 1).
         proximal: The μ of FedProx (Li et al. 2020, Algorithm 2), 0 or more.
         corrected: Whether rounds bring ``Conditions.corrections``.
+        example: DP-SGD. Every client, even one without examples, takes ``steps`` steps. Each draws its examples,
+            and follows ``(sum of their clipped gradients + noise) / batch_size``: the divisor tells nothing.
     """
 
     learning_rate: float
@@ -43,20 +47,25 @@ class LocalTraining:
     momentum: float = 0.0
     proximal: float = 0.0
     corrected: bool = False
+    example: ExampleNoise | None = None
 
     def steps_of(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Steps of clients with so many examples."""
         if self.steps is None:
             return self.epochs * -(-sizes // self.batch_size)
+        if self.example is not None:
+            return np.full_like(sizes, self.steps)
         return np.where(sizes > 0, self.steps, 0)
 
-    def seen(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Examples in those steps, each as often as it is taken."""
+    def seen(self, sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Examples in those steps, each as often as it is taken; on average where they are drawn."""
         if self.steps is None:
-            return self.epochs * sizes
+            return (self.epochs * sizes).astype(np.float64)
+        if self.example is not None:
+            return self.steps * self.example.rate * sizes
         in_pass = np.maximum(1, -(-sizes // self.batch_size))
         whole, rest = self.steps // in_pass, self.steps % in_pass
-        return np.where(sizes > 0, whole * sizes + np.minimum(sizes, rest * self.batch_size), 0)
+        return np.where(sizes > 0, whole * sizes + np.minimum(sizes, rest * self.batch_size), 0.0)
 
     def takes_one_step(self, largest: int) -> bool:
         """Whether a client of ``largest`` examples takes one step over all of them."""
@@ -70,10 +79,12 @@ class Conditions:
     Attributes:
         rate_factor: On the learning rate.
         corrections: ``clients -> [clients, d]``, added to each gradient; ``None`` for none.
+        source: A client's randomness, for DP-SGD.
     """
 
     rate_factor: float = 1.0
     corrections: Callable[[Sequence[int]], NDArray[np.float32]] | None = None
+    source: Callable[[int], RandomSource] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +251,25 @@ def schedule(
     last_steps = np.cumsum(segment_steps[present]) - 1
     lengths[last_steps] = (segment_size - (segment_steps - 1) * training.batch_size)[present]
     return Schedule(rows.astype(np.int32), _bounds(lengths), _bounds(steps))
+
+
+def drawn_schedule(
+    offsets: NDArray[np.int64],
+    clients: Sequence[int] | NDArray[np.int64],
+    training: LocalTraining,
+    sources: Sequence[RandomSource],
+) -> Schedule:
+    """The steps of ``clients`` by DP-SGD: each takes the examples that it draws, often fewer or more, or none."""
+    assert training.example is not None  # asked for no other training
+    assert training.steps is not None
+    rows, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for client, source in zip(clients, sources, strict=True):
+        first, last = offsets[client], offsets[client + 1]
+        taken = training.example.batches(source, training.steps, last - first)
+        rows.append(first + np.nonzero(taken)[1])
+        lengths.append(taken.sum(1))
+    bounds = np.arange(len(clients) + 1, dtype=np.int32) * training.steps
+    return Schedule(np.concatenate(rows).astype(np.int32), _bounds(np.concatenate(lengths)), bounds)
 
 
 def _shuffle(

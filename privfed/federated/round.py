@@ -35,6 +35,7 @@ from privfed.privacy.clipping import l2_norm
 from privfed.privacy.errors import NonFiniteUpdateError
 from privfed.privacy.mechanisms import Mechanism, Terms
 from privfed.privacy.mechanisms import State as MechanismState
+from privfed.privacy.randomness import RandomSource
 from privfed.secagg import RoundAborted, Stage, arrives
 from privfed.transcript import RoundRecord
 
@@ -258,7 +259,11 @@ class Round:
     def _work(self, state: RoundState, number: int) -> ClientWork:
         """Local training as it is in round ``number``."""
         corrections = None if state.variates is None else state.variates.corrections
-        return self.work.under(Conditions(self.client_rate(number), corrections))
+
+        def source(client: int) -> RandomSource:
+            return self.streams.source(Purpose.CLIENT_NOISE, number, client)
+
+        return self.work.under(Conditions(self.client_rate(number), corrections, source))
 
     def _scaffold_rate(self, number: int) -> float:
         assert self.scaffold is not None

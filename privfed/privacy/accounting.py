@@ -18,9 +18,11 @@ from privfed.privacy.sampling import (
     FixedSizeSampling,
     FullParticipation,
     KnownCohorts,
+    LocalPoissonSampling,
     PoissonSampling,
     RoundRobinSampling,
     SamplingScheme,
+    unit_of,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +55,10 @@ class Release:
 MODELS_ONLY = frozenset({"client", "release"})
 """Observers that see models only, noised before they see them."""
 EVERYBODY = MODELS_ONLY | {"server", "server+colluders", "active server"}
+
+
+NO_CLIENT = "For a client as a whole, all of its examples together: ε = ∞ against everybody."
+"""What goes with every statement on examples."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,11 @@ def statements(guarantees: Mapping[str, Guarantee]) -> list[str]:
     """One paragraph for the observers that share a guarantee, and one for those with ε = ∞."""
     texts = [guarantee.statement(observers) for guarantee, observers in shared(guarantees).items()]
     rest = sorted(EVERYBODY - guarantees.keys())
-    return [*texts, f"Against {', '.join(rest)}: ε = ∞."] if rest else texts
+    if rest:
+        texts.append(f"Against {', '.join(rest)}: ε = ∞.")
+    if any(guarantee.unit == "example" for guarantee in guarantees.values()):
+        texts.append(NO_CLIENT)
+    return texts
 
 
 def account(noise_multiplier: float, sampling: SamplingScheme, rounds: int, delta: float) -> Guarantee:
@@ -141,11 +151,12 @@ def account(noise_multiplier: float, sampling: SamplingScheme, rounds: int, delt
     return compose([Release(sampling, noise_multiplier, rounds)], delta)
 
 
-def compose(releases: Sequence[Release], delta: float, unit: str = UNIT) -> Guarantee:
-    """The guarantee of several kinds of releases together, for the privacy of one ``unit``.
+def compose(releases: Sequence[Release], delta: float, unit: str | None = None) -> Guarantee:
+    """The guarantee of several kinds of releases together; with ``unit``, they must be for that one.
 
     Raises:
-        PrivacyError: A parameter is out of range, or the releases have different neighbouring relations.
+        PrivacyError: A parameter is out of range, or the releases have different neighbouring relations, or are
+            of another unit.
     """
     if not 0 < delta < 1:
         raise PrivacyError("lies in (0, 1)", where="delta", value=delta)
@@ -154,6 +165,10 @@ def compose(releases: Sequence[Release], delta: float, unit: str = UNIT) -> Guar
             raise PrivacyError("must be 0 or more", where="noise_multiplier", value=release.noise_multiplier)
         if release.count < 0:
             raise PrivacyError("must be 0 or more", where="rounds", value=release.count)
+    units = {unit_of(release.sampling) for release in releases} | ({unit} if unit else set())
+    if len(units) > 1:
+        raise PrivacyError(f"no one guarantee covers different units: {', '.join(sorted(units))}")
+    unit = next(iter(units), UNIT)
     relations = {release.sampling.neighbouring for release in releases}
     if len(relations) > 1:
         raise PrivacyError(
@@ -166,7 +181,7 @@ def compose(releases: Sequence[Release], delta: float, unit: str = UNIT) -> Guar
         first[0],
         delta,
         unit,
-        next(iter(relations), "add or remove one client"),
+        next(iter(relations), f"add or remove one {unit}"),
         " and ".join(dict.fromkeys(release.sampling.describe() for release in releases)) or "nothing released",
         first[1],
         second[0],
@@ -177,14 +192,14 @@ def compose(releases: Sequence[Release], delta: float, unit: str = UNIT) -> Guar
 
 
 def by_observer(
-    spent: Sequence[Sequence[ObservedRelease]], delta: float, unit: str = UNIT
+    spent: Sequence[Sequence[ObservedRelease]], delta: float, unit: str | None = None
 ) -> dict[str, Guarantee]:
     """By observer, the guarantee of all releases together; who is not named by each of them has ε = ∞.
 
     Args:
         spent: One item a release, each with the noise that hides it from some observers.
         delta: Of every guarantee.
-        unit: Whose data is protected as one.
+        unit: Whose data is protected as one; as the releases say when not given.
     """
     named = [frozenset().union(*(seen.observers for seen in releases)) for releases in spent]
     observers = frozenset.intersection(*named) if named else MODELS_ONLY
@@ -255,20 +270,28 @@ def _scale(bound: float, releases: Sequence[Release], delta: float) -> float:
     """``bound``, or where RDP has none, the ε of unsampled zCDP (Bun & Steinke 2016, Proposition 1.3)."""
     if math.isfinite(bound):
         return bound
-    rho = sum(release.count / (2 * release.noise_multiplier**2) for release in releases)
+    rho = sum(_draws(release) / (2 * release.noise_multiplier**2) for release in releases)
     return rho + 2 * math.sqrt(rho * math.log(1 / delta))
 
 
+def _draws(release: Release) -> int:
+    """Gaussians in a kind of release."""
+    steps = release.sampling.steps if isinstance(release.sampling, LocalPoissonSampling) else 1
+    return release.count * steps
+
+
 def _event(release: Release) -> Any:
-    """The add-or-remove event of one release kind under Poisson sampling or full participation."""
+    """The add-or-remove event of one release kind, under Poisson sampling or none."""
     import dp_accounting as dp
 
-    if isinstance(release.sampling, PoissonSampling) and release.sampling.rate < 1:
+    scheme, draws = release.sampling, _draws(release)
+    if isinstance(scheme, PoissonSampling | LocalPoissonSampling) and scheme.rate < 1:
         gaussian = dp.GaussianDpEvent(release.noise_multiplier)
-        return dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(release.sampling.rate, gaussian), release.count)
-    if isinstance(release.sampling, PoissonSampling | FullParticipation | KnownCohorts | RoundRobinSampling):
+        return dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(scheme.rate, gaussian), draws)
+    unsampled = PoissonSampling | LocalPoissonSampling | FullParticipation | KnownCohorts | RoundRobinSampling
+    if isinstance(scheme, unsampled):
         # T unsampled Gaussians are one Gaussian of T times the signal-to-noise ratio squared: exact, and fast.
-        return dp.GaussianDpEvent(release.noise_multiplier / math.sqrt(release.count))
+        return dp.GaussianDpEvent(release.noise_multiplier / math.sqrt(draws))
     raise PrivacyError("no event is known for this sampling scheme", value=release.sampling.describe())
 
 

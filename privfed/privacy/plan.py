@@ -18,12 +18,14 @@ from privfed.privacy.mechanisms import (
     CentralGaussian,
     CorrelatedGaussian,
     DistributedNoise,
+    ExampleGaussian,
+    ExampleNoise,
     LocalGaussian,
     Mechanism,
 )
 from privfed.privacy.sampling import FixedSizeSampling, PoissonSampling, RoundRobinSampling, SamplingScheme
 
-Kind = Literal["gaussian", "adaptive", "local", "discrete_gaussian", "skellam", "tree", "banded"]
+Kind = Literal["gaussian", "adaptive", "local", "discrete_gaussian", "skellam", "tree", "banded", "dp_sgd"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DISTRIBUTED = ("discrete_gaussian", "skellam")
 CORRELATED = ("tree", "banded")
@@ -53,6 +55,9 @@ class PrivacyPlan:
         threshold: Fewest survivors of a round.
         colluders: Clients that tell ``server+colluders`` what they know.
         seed: Of what is random and public.
+        example_rate: Of ``dp_sgd``: chance of each example to be in a step.
+        local_steps: Of ``dp_sgd``: of each client in a round.
+        update_scale: Of ``dp_sgd``: learning rate over batch size, for what observers know of the noise.
     """
 
     kind: Kind
@@ -72,6 +77,9 @@ class PrivacyPlan:
     threshold: int = 2
     colluders: int = 0
     seed: int = 0
+    example_rate: float = 1.0
+    local_steps: int = 1
+    update_scale: float = 1.0
 
     @property
     def expected_cohort(self) -> float:
@@ -133,6 +141,9 @@ class PrivacyPlan:
                 seed=self.seed,
                 secure=self.secure,
             )
+        if self.kind == "dp_sgd":
+            example = ExampleNoise(self.clip_norm, noise_multiplier, self.example_rate, self.secure)
+            return ExampleGaussian(example, self.local_steps, self.update_scale)
         if self.kind in CORRELATED:
             return self._correlated(noise_multiplier)
         return CentralGaussian(self.clip_norm, noise_multiplier, self.secure)

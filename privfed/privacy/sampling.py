@@ -14,6 +14,7 @@ from privfed.privacy.errors import PrivacyError
 ADD_REMOVE = "add or remove one client"
 REPLACE = "replace one client"
 ZERO_OUT = "replace one client's update by zero"
+ADD_REMOVE_EXAMPLE = "add or remove one example of one client"
 
 
 class SamplingScheme(Protocol):
@@ -113,6 +114,36 @@ class KnownCohorts:
 
 
 @dataclass(frozen=True)
+class LocalPoissonSampling:
+    """Each client draws the examples of ``steps`` steps a round, each with probability ``rate``, independently.
+
+    The unit is an example. No amplification by cohorts is claimed: the client counts as one of every round.
+    """
+
+    rate: float
+    steps: int
+    name: str = "local_poisson"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise PrivacyError("a sampling rate lies in (0, 1]", where="rate", value=self.rate)
+        if self.steps < 1:
+            raise PrivacyError("must be at least 1", where="steps", value=self.steps)
+
+    @property
+    def neighbouring(self) -> str:
+        """Adding or removing an example, while all clients stay."""
+        return ADD_REMOVE_EXAMPLE
+
+    def describe(self) -> str:
+        """In the words of a report."""
+        return (
+            f"Poisson over the examples of each client, rate {self.rate:g}, {self.steps} steps a round, "
+            "a client of every round"
+        )
+
+
+@dataclass(frozen=True)
 class HiddenCohorts:
     """Random cohorts of ``population`` clients of which the observer knows the size, but not who is in them.
 
@@ -183,6 +214,11 @@ class RoundRobinSampling:
         )
 
 
+def unit_of(scheme: SamplingScheme) -> str:
+    """Whose data is protected as one under the scheme."""
+    return "example" if isinstance(scheme, LocalPoissonSampling) else "client"
+
+
 def scheme_to_json(scheme: SamplingScheme) -> dict[str, Any]:
     """For the ledger."""
     return asdict(scheme)  # type: ignore[call-overload,no-any-return]  # every scheme is a dataclass
@@ -201,6 +237,7 @@ def scheme_from_json(values: Mapping[str, Any]) -> SamplingScheme:
         "known": KnownCohorts,
         "hidden": HiddenCohorts,
         "round_robin": RoundRobinSampling,
+        "local_poisson": LocalPoissonSampling,
     }
     kind = schemes.get(str(values.get("name")))
     try:

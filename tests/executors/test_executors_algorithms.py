@@ -156,5 +156,5 @@ def test_the_tff_executor_takes_the_same_steps():
                 expected, _ = run(LocalClientWork(*data).under(Conditions(factor)), weights, CLIENTS)
                 np.testing.assert_allclose(got["deltas"], expected["deltas"], rtol=1e-4, atol=1e-6)
                 np.testing.assert_array_equal(got["seen"], expected["seen"])
-    with pytest.raises(ValueError, match="no control variates"):
+    with pytest.raises(ValueError, match="neither control variates"):
         TffClientWork(model, *population(np.float32), replace(PLAIN, corrected=True))

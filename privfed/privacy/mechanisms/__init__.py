@@ -6,6 +6,7 @@ from privfed.privacy.mechanisms.base import Mechanism, State, Terms
 from privfed.privacy.mechanisms.central import CentralGaussian, NoMechanism
 from privfed.privacy.mechanisms.correlated import CorrelatedGaussian
 from privfed.privacy.mechanisms.distributed import DistributedNoise
+from privfed.privacy.mechanisms.example import ExampleGaussian, ExampleNoise
 from privfed.privacy.mechanisms.local import LocalGaussian
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "Contribution",
     "CorrelatedGaussian",
     "DistributedNoise",
+    "ExampleGaussian",
+    "ExampleNoise",
     "LocalGaussian",
     "Mechanism",
     "NoMechanism",
