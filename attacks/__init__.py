@@ -9,19 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from attacks.base import Attack, NotInvertible, Reconstruction, ThreatModel, attempt
+from attacks.dager import Dager
 from attacks.dense_layer import DenseLayer
 from attacks.gradient_matching import GradientMatching
+from attacks.imprint import Imprint
+from attacks.inconsistency import ModelInconsistency
 from attacks.label_counts import infer_label_counts
 from attacks.labels import infer_labels
 from attacks.recursive_analytic import RecursiveAnalytic
 from attacks.runner import AttackOutcome, run_attacks
 from attacks.scoring import Scores
 from attacks.sparse_decomposition import SparseDecomposition
+from attacks.tokens import Tokens
 
 ATTACKS: dict[str, Callable[[int], Attack]] = {
     "dense_layer": lambda iterations: DenseLayer(),
     "sparse_decomposition": lambda iterations: SparseDecomposition(),
     "recursive_analytic": lambda iterations: RecursiveAnalytic(),
+    "tokens": lambda iterations: Tokens(),
+    "dager": lambda iterations: Dager(),
+    "imprint": lambda iterations: Imprint(),
+    "model_inconsistency": lambda iterations: ModelInconsistency(),
     "gradient_matching": lambda iterations: GradientMatching(iterations),
 }
 """From an attack's name to its builder: ``iterations -> Attack``, for those that search within a budget."""
@@ -46,14 +54,18 @@ __all__ = [
     "ATTACKS",
     "Attack",
     "AttackOutcome",
+    "Dager",
     "DenseLayer",
     "GradientMatching",
+    "Imprint",
+    "ModelInconsistency",
     "NotInvertible",
     "Reconstruction",
     "RecursiveAnalytic",
     "Scores",
     "SparseDecomposition",
     "ThreatModel",
+    "Tokens",
     "attempt",
     "create",
     "infer_label_counts",

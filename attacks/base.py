@@ -41,17 +41,19 @@ class Guess:
     """What an attack believes to be behind an observation.
 
     Attributes:
-        images: ``[k, *input_shape]`` in [0, 1], the most plausible first.
+        images: ``[k, *input_shape]`` in [0, 1], the most plausible first; of text, token ids over 255.
         labels: One class number per image, ``[k]``; ``None`` when the attack does not say.
         residual: The attack's own check, with no truth in it: 0 when the guess explains the observation
             completely, about 1 when it explains nothing.
         evaluations: How many gradients of the model it took.
+        tokens: Of text, the ids that occur, rising, each once; an attack that says this much may give no images.
     """
 
     images: Images
     labels: NDArray[np.int64] | None
     residual: float
     evaluations: int
+    tokens: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +63,14 @@ class Reconstruction:
     Attributes:
         attack: Name of the attack.
         observation: Index in the view's observations.
-        images: ``[k, *input_shape]`` float64 in [0, 1], the most plausible first; ``k = 0`` after a failure.
+        images: ``[k, *input_shape]`` float64 in [0, 1], the most plausible first; ``k = 0`` after a failure, and
+            when all there is are ``tokens``.
         labels: ``[k]``, or ``None`` when the attack does not say.
         residual: As in ``Guess``; NaN after a failure.
         evaluations: How many gradients of the model it took.
         seconds: Wall time.
         failure: Why there is no guess, in words; ``None`` when there is one.
+        tokens: As in ``Guess``.
     """
 
     attack: str
@@ -77,6 +81,7 @@ class Reconstruction:
     evaluations: int
     seconds: float
     failure: str | None = None
+    tokens: NDArray[np.int64] | None = None
 
 
 class Attack(Protocol):
@@ -122,7 +127,14 @@ def attempt(attack: Attack, view: View, index: int, rng: np.random.Generator) ->
     seconds = time.perf_counter() - start
     _check_guess(attack.name, view, guess)
     return Reconstruction(
-        attack.name, index, guess.images, guess.labels, guess.residual, guess.evaluations, seconds
+        attack.name,
+        index,
+        guess.images,
+        guess.labels,
+        guess.residual,
+        guess.evaluations,
+        seconds,
+        tokens=guess.tokens,
     )
 
 
@@ -148,11 +160,15 @@ def _check_usable(view: View, index: int) -> None:
 
 def _check_guess(name: str, view: View, guess: Guess) -> None:
     images, labels = guess.images, guess.labels
-    if images.ndim == 0 or len(images) == 0 or images.shape[1:] != view.model.input_shape:
+    if (
+        images.ndim == 0
+        or (len(images) == 0 and guess.tokens is None)
+        or images.shape[1:] != view.model.input_shape
+    ):
         raise ValueError(
             f"attack {name}: images have shape {images.shape}, needed: [k, *{view.model.input_shape}], k ≥ 1"
         )
-    if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
+    if images.size and not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
         raise ValueError(
             f"attack {name}: pixels must be finite and within [0, 1], got {images.min()} to {images.max()}"
         )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from attacks.base import Attack, Image, Images, Reconstruction, attempt
 from attacks.scoring import Scores, compare, score
+from attacks.text_scoring import TextScores, score_text
 from privfed.transcript import Kind, Observation, Observer, View
 
 Truth = Callable[[Observation], tuple[Images, NDArray[np.int64]]]
@@ -41,6 +42,7 @@ class AttackOutcome:
         target_margin_db: The same with the trivial guesses held to the example that ``best`` was matched to.
         original: That example ``[*shape]``.
         reconstruction: The image behind ``best`` ``[*shape]``.
+        text: Of text; then all from ``best`` to ``reconstruction`` is empty or ``None``.
     """
 
     observer: Observer
@@ -60,6 +62,7 @@ class AttackOutcome:
     target_margin_db: float | None = None
     original: Image | None = None
     reconstruction: Image | None = None
+    text: TextScores | None = None
 
 
 def run_attacks(
@@ -127,6 +130,8 @@ def _outcome(
     if found.failure is not None or examples is None:
         return AttackOutcome(*who, *cost)
     images = np.asarray(examples[0], np.float64)
+    if view.model.embedding is not None:
+        return AttackOutcome(*who, *cost, len(images), text=score_text(found.images, found.tokens, images))
     scores = score(found.images, found.labels, images, examples[1])
     comparison = compare(scores, images, mean_image)
     best = scores[comparison.best]

@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import attacks_active
+import attacks_text
+
 DATA = Path("/usr/share/datasets/fashion-mnist")
 DRAWS = 5
 LEARNING_RATE = 0.1
@@ -205,9 +208,20 @@ def figures(row: Row, outcomes: list[Outcome]) -> dict[str, Any]:
     }
 
 
+def measure(name: str, targets: int | None, data: Path, progress: bool) -> dict[str, Any]:
+    if name in attacks_text.ROWS:
+        text = attacks_text.ROWS[name]
+        return attacks_text.run(text, targets or text.targets, DRAWS, LEARNING_RATE)
+    if name in attacks_active.ROWS:
+        active = attacks_active.ROWS[name]
+        return attacks_active.run(active, targets or active.targets, data, images(data), DRAWS, LEARNING_RATE)
+    return run(ROWS[name], targets or ROWS[name].targets, data, progress)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", choices=[*ROWS, "all"], required=True)
+    names = [*ROWS, *attacks_text.ROWS, *attacks_active.ROWS]
+    parser.add_argument("--row", choices=[*names, "all"], required=True)
     parser.add_argument("--targets", type=int, help="Observations attacked; the row's own number by default.")
     parser.add_argument("--data", type=Path, default=DATA, help="Folder with the idx files of Fashion-MNIST.")
     parser.add_argument("--json", action="store_true", help="Print figures as JSON alone.")
@@ -217,13 +231,12 @@ def main() -> None:
     if not (arguments.data / "t10k-images-idx3-ubyte.gz").is_file():
         parser.error(f"--data {arguments.data}: t10k-images-idx3-ubyte.gz is not there")
     results = {}
-    for name in ROWS if arguments.row == "all" else [arguments.row]:
-        row = ROWS[name]
-        result = {"row": name, **run(row, arguments.targets or row.targets, arguments.data, not arguments.json)}
+    for name in names if arguments.row == "all" else [arguments.row]:
+        result = {"row": name, **measure(name, arguments.targets, arguments.data, not arguments.json)}
         results[name] = result
         if not arguments.json:
             print(
-                f"{name}: {result['success_rate']:.1%} of {result['targets']}, PSNR {result['psnr_median']}, "
+                f"{name}: {result['success_rate']:.1%} of {result['targets']}, PSNR {result.get('psnr_median')}, "
                 f"{result['seconds_median']:.3f} s{'' if result['reached'] else ', NOT REACHED'}"
             )
     if arguments.json:

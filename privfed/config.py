@@ -83,7 +83,7 @@ class Model(Section):
     """``[model]``: a name of the zoo, or the user's Keras builder."""
 
     name: str = "softmax"
-    """``softmax``, ``mlp``, ``lenet``, ``cnn``, or ``module:function``."""
+    """``softmax``, ``mlp``, ``lenet``, ``cnn``, ``transformer``, or ``module:function``."""
     hidden: list[Count] | None = None
     activation: Literal["relu", "sigmoid", "tanh"] | None = None
     initializer: Literal["zeros", "glorot", "uniform"] | None = None

@@ -60,17 +60,30 @@ def windows(ids: NDArray[np.uint8], length: int) -> tuple[NDArray[np.uint8], Lab
     return before, padded[length:].astype(np.int32)
 
 
+TEXT_MODEL = "transformer"
+"""The zoo's model for text; it takes nothing else."""
+
+
 def require_text_model(population: Population, model: str) -> None:
-    """Refuse the zoo's models, which take numbers, for token ids, whose size means nothing.
+    """Refuse the zoo's models that take numbers for token ids, whose size means nothing, and the other way round.
 
     Raises:
-        SettingError: The examples are token ids and ``model`` is no builder of the user's.
+        SettingError: The examples are token ids, and the model is neither for text nor a builder of the user's;
+            or it is for text and they are not.
     """
-    if population.tokens is not None and ":" not in model:
+    if population.tokens is not None and model != TEXT_MODEL and ":" not in model:
         raise SettingError(
-            f"the examples of {population.name} are token ids, and no model of the zoo is for text",
+            f"the examples of {population.name} are token ids, and {model} takes numbers",
             where="model.name",
             value=model,
-            remedy='Set model.features = "one_hot" (then softmax and mlp fit), or name a Keras builder of your '
-            "own that begins with Rescaling(255.0, offset=0.5): it is given ids divided by 255",
+            remedy=f'Take "{TEXT_MODEL}"; or set model.features = "one_hot" (then softmax and mlp fit), or name a '
+            "Keras builder of your own that begins with Rescaling(255.0, offset=0.5): it is given ids divided by "
+            "255",
+        )
+    if population.tokens is None and model == TEXT_MODEL:
+        raise SettingError(
+            f"the examples of {population.name} are no token ids",
+            where="model.name",
+            value=model,
+            remedy="Use softmax, mlp, or for images lenet or cnn",
         )

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from privfed.errors import SettingError
 from privfed.models.functional import Model
+from privfed.models.initializers import INITIALIZERS
 from privfed.models.keras import keras_model
-from privfed.models.zoo import ACTIVATIONS, INITIALIZERS, ZOO
+from privfed.models.zoo import ACTIVATIONS, ZOO
 
 
 def build_model(

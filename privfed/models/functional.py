@@ -33,6 +33,20 @@ class VariableSpec:
 
 
 @dataclass(frozen=True, eq=False)
+class Attention:
+    """Where a text model attends: what inversion of its gradients builds on.
+
+    Attributes:
+        kernels: By block, the indices of the kernels ``[width, ...]`` that its input is multiplied with.
+        inputs: ``(weights, ids [n, t], block) -> [n, t, width]``: that input, of prefixes of any length ``t``. At
+            position ``i`` it depends on tokens ``0…i``, and in block 0 on token ``i`` alone.
+    """
+
+    kernels: tuple[tuple[int, ...], ...]
+    inputs: Callable[[Weights, Any, int], Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Model:
     """A classifier without state: everything it knows is in the weights it is given.
 
@@ -46,6 +60,8 @@ class Model:
         dense_input: Indices of kernel and bias of a dense layer applied to the raw input, when the first
             layer is one: the layer whose gradient gives the input away exactly.
         output_bias: Index of the last layer's bias ``[classes]``, when there is one.
+        embedding: Of a text model, the index of the table ``[tokens, width]`` of which each token takes its row.
+        attention: Of a text model whose blocks are known.
     """
 
     name: str
@@ -56,6 +72,8 @@ class Model:
     initialize: Callable[[np.random.Generator], list[NDArray[np.float32]]]
     dense_input: tuple[int, int] | None = None
     output_bias: int | None = None
+    embedding: int | None = None
+    attention: Attention | None = None
 
     @property
     def dimension(self) -> int:

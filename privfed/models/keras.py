@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from privfed.errors import SettingError
 from privfed.models.functional import Model, VariableSpec, Weights
 from privfed.models.keras_checks import check_model
-from privfed.models.structure import find_dense_input, find_output_bias
+from privfed.models.structure import find_dense_input, find_embedding, find_output_bias
 
 # Keras' record of a layer's weights. It is no use of them, so it keeps the variables during a call.
 _BOOKKEEPING = {"_trainable_weights", "_non_trainable_weights"}
@@ -63,7 +63,12 @@ def keras_model(name: str, input_shape: tuple[int, ...], classes: int) -> Model:
         builder.initialize,
     )
     check_model(model, pure.original)
-    return replace(model, dense_input=find_dense_input(model), output_bias=find_output_bias(model))
+    return replace(
+        model,
+        dense_input=find_dense_input(model),
+        output_bias=find_output_bias(model),
+        embedding=find_embedding(model),
+    )
 
 
 class _Builder:

@@ -56,6 +56,33 @@ def find_output_bias(model: Model) -> int | None:
     return None
 
 
+def find_embedding(model: Model) -> int | None:
+    """Index of a table of which each token of a window takes its row, if the model has one.
+
+    It is told by its gradient on a window of one token, which is zero in all other rows.
+    """
+    if len(model.input_shape) != 1:
+        return None
+    weights = _random_weights(model, np.random.default_rng(0x0E))
+    candidates: set[int] | None = None
+    for token in (1, 2):
+        x = tf.constant(np.full((1, *model.input_shape), token / 255, np.float32))
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            loss = cross_entropy(model.logits(weights, x), tf.constant([0]))
+        gradients = tape.gradient(loss, weights)
+        moved = {
+            index
+            for index, (gradient, spec) in enumerate(zip(gradients, model.variables, strict=True))
+            if gradient is not None
+            and len(spec.shape) == 2
+            and spec.shape[0] > token
+            and np.flatnonzero(np.abs(tf.convert_to_tensor(gradient).numpy()).sum(1)).tolist() == [token]
+        }
+        candidates = moved if candidates is None else candidates & moved
+    return min(candidates) if candidates else None
+
+
 def _random_weights(model: Model, rng: np.random.Generator) -> list[tf.Tensor]:
     weights = []
     for spec in model.variables:

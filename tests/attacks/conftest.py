@@ -1,4 +1,4 @@
-"""Real images, real local SGD, and views built from both, without the rest of the program."""
+"""Real images and text, real local SGD, and views built from both, without the rest of the program."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
+from attacks import Imprint
+from privfed.data.text import CHARACTER_TOKENS, character_ids, windows
 from privfed.models.functional import Model, cross_entropy
 from privfed.models.zoo import ZOO
 from privfed.transcript import Kind, Observation, Observer, Plan, View
@@ -36,9 +38,19 @@ def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     return (images / 16.0).reshape(-1, 8, 8, 1), labels.astype(np.int64)
 
 
+TEXT = b"Shall I compare thee to a summer's day? Thou art more lovely and more temperate"
+WINDOW = 8
+
+
+@lru_cache(maxsize=1)
+def _text() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    features, labels = windows(character_ids(TEXT), WINDOW)
+    return features[WINDOW:] / 255.0, labels[WINDOW:].astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Lab:
-    """Trains clients on digits and shows an observer what came of it."""
+    """Trains clients on digits, or a text model on text, and shows an observer what came of it."""
 
     model: Model
     weights: NDArray[np.float32]
@@ -46,11 +58,11 @@ class Lab:
 
     @property
     def images(self) -> NDArray[np.float64]:
-        return _digits()[0]
+        return _digits()[0] if self.model.embedding is None else _text()[0]
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        return _digits()[1]
+        return _digits()[1] if self.model.embedding is None else _text()[1]
 
     def update(self, rows: Sequence[int]) -> NDArray[np.float64]:
         """New weights less old weights after local SGD on ``rows`` of the digits, ``[d]``, before clipping."""
@@ -95,7 +107,12 @@ class Lab:
 
 @lru_cache(maxsize=8)
 def _model(name: str) -> tuple[Model, NDArray[np.float32]]:
-    model = ZOO[name]((8, 8, 1), 10)
+    if name == "imprinted":
+        agreed, weights = _model("mlp")
+        crafted = Imprint(bins=64).craft(agreed, weights, _digits()[0])
+        return crafted.model, crafted.weights
+    text = name == "transformer"
+    model = ZOO[name]((WINDOW,), CHARACTER_TOKENS, width=64) if text else ZOO[name]((8, 8, 1), 10)
     return model, model.initial_vector(3)
 
 

@@ -21,6 +21,10 @@ ROWS = {
     "recursive-analytic": (20, 1.0, 100),
     "labels-lenet-32": (20, 0.95, None),
     "labels-mlp-32": (20, 0.95, None),
+    "tokens-32": (10, 1.0, None),
+    "sequences-4": (5, 1.0, None),
+    "imprint-64": (5, 0.9, 60),
+    "model-inconsistency": (10, 0.95, 80),
 }
 """Targets, the least success rate, and the least median PSNR. Seconds depend on the machine: not tested here."""
 

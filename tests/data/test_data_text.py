@@ -86,11 +86,12 @@ def test_the_fingerprint_tells_tokens_from_numbers() -> None:
     assert population().fingerprint != population(tokens=None).fingerprint != population(tokens=6).fingerprint
 
 
-def test_only_a_model_of_ones_own_takes_token_ids() -> None:
-    with pytest.raises(
-        SettingError, match=r"model\.name: .* no model of the zoo is for text \(got 'mlp'\).*one_hot"
-    ):
+def test_text_and_text_models_go_together() -> None:
+    with pytest.raises(SettingError, match=r"model\.name: .* mlp takes numbers \(got 'mlp'\).*one_hot"):
         require_text_model(population(), "mlp")
+    with pytest.raises(SettingError, match="no token ids"):
+        require_text_model(transform(population(), "one_hot"), "transformer")
+    require_text_model(population(), "transformer")
     require_text_model(population(), "mine:build")
     require_text_model(transform(population(), "one_hot"), "mlp")
 

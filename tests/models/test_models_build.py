@@ -6,18 +6,20 @@ import tensorflow as tf
 
 from privfed.errors import SettingError
 from privfed.models.build import build_model
-from privfed.models.structure import find_dense_input, find_output_bias
+from privfed.models.structure import find_dense_input, find_embedding, find_output_bias
 from privfed.models.zoo import ZOO
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_build_gives_the_zoo_and_its_declared_structure_is_what_the_gradients_show(name):
-    model = build_model(name, [8, 8, 1], 10)
-    assert model.input_shape == (8, 8, 1)
-    assert model.logits(model.unflatten(model.initial_vector(0)), np.zeros((3, 8, 8, 1), np.float32)).shape == (
+    shape = (8,) if name == "transformer" else (8, 8, 1)
+    model = build_model(name, shape, 10)
+    assert model.input_shape == shape
+    assert model.logits(model.unflatten(model.initial_vector(0)), np.zeros((3, *shape), np.float32)).shape == (
         3,
         10,
     )
+    assert find_embedding(model) == model.embedding
     assert find_dense_input(model) == model.dense_input
     assert find_output_bias(model) == model.output_bias
 
@@ -35,7 +37,7 @@ def test_build_passes_options_on():
 @pytest.mark.parametrize(
     ("name", "options", "where", "reason"),
     [
-        ("resnet", {}, "model.name", "Known: softmax, mlp, lenet, cnn; or module:function"),
+        ("resnet", {}, "model.name", "Known: softmax, mlp, lenet, cnn, transformer; or module:function"),
         ("softmax", {"hidden": [3]}, "model.hidden", "softmax does not take hidden.*takes initializer"),
         ("cnn", {"hidden": [3]}, "model.hidden", "cnn does not take hidden"),
         ("softmax", {"activation": "relu"}, "model.activation", "softmax does not take activation"),
