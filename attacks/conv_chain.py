@@ -22,21 +22,28 @@ AGREES = 1e-9
 
 @dataclass(frozen=True)
 class Activation:
-    """An invertible activation: its value, its inverse, and its slope as a function of its value."""
+    """An invertible activation: value, inverse, and first and second derivative as functions of the value."""
 
     name: str
     value: Callable[[Array], Array]
     inverse: Callable[[Array], Array]
     slope: Callable[[Array], Array]
+    bend: Callable[[Array], Array]
     low: float
     high: float
 
 
 ACTIVATIONS = (
     Activation(
-        "sigmoid", lambda z: 1 / (1 + np.exp(-z)), lambda a: np.log(a / (1 - a)), lambda a: a * (1 - a), 0, 1
+        "sigmoid",
+        lambda z: 1 / (1 + np.exp(-z)),
+        lambda a: np.log(a / (1 - a)),
+        lambda a: a * (1 - a),
+        lambda a: a * (1 - a) * (1 - 2 * a),
+        0,
+        1,
     ),
-    Activation("tanh", np.tanh, np.arctanh, lambda a: 1 - a**2, -1, 1),
+    Activation("tanh", np.tanh, np.arctanh, lambda a: 1 - a**2, lambda a: -2 * a * (1 - a**2), -1, 1),
 )
 
 
@@ -59,6 +66,28 @@ class Convolution:
         for axis, width in enumerate((self.outputs[1], self.kernel[1], self.inputs[1])):
             parts.append((rows[:, axis, None] * width + columns[None, :, axis]).reshape(-1))
         return parts[0], parts[1], parts[2]
+
+    def matrix(self, kernel: Array) -> Array:
+        """The convolution by ``kernel`` as a matrix from flat inputs to flat outputs, ``[outputs, inputs]``."""
+        output, tap, source = self.taps()
+        places, channels = self.inputs[0] * self.inputs[1], self.inputs[2]
+        positions, filters = self.outputs[0] * self.outputs[1], self.outputs[2]
+        matrix = np.zeros((positions, filters, places, channels), kernel.dtype)
+        matrix[output, :, source, :] = kernel.reshape(-1, channels, filters)[tap].transpose(0, 2, 1)
+        return matrix.reshape(positions * filters, places * channels)
+
+    def correlation(self, delta: Array) -> Array:
+        """From one channel of the input to the gradient of its kernel, ``[taps, filters, input places]``.
+
+        Args:
+            delta: The loss's gradient by the outputs, ``[output positions, filters]``.
+        """
+        output, tap, source = self.taps()
+        rows = np.zeros(
+            (self.kernel[0] * self.kernel[1], delta.shape[1], self.inputs[0] * self.inputs[1]), delta.dtype
+        )
+        rows[tap, :, source] = delta[output]
+        return rows
 
 
 def _taps(outputs: int, kernel: int, inputs: int, stride: int, padding: int) -> NDArray[np.int64]:

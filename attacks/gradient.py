@@ -12,6 +12,10 @@ from privfed.transcript import Kind, Observation, Plan
 CLIPPED = 1 - 1e-3
 """An update whose norm reaches this share of the clip norm is taken to be clipped: its length is lost. The
 slack is for fixed-point rounding after the clipping."""
+MOST_NOISE = 1e100
+"""Relative to the largest entry of a vector: more need not be told apart, and its square is a number."""
+FINEST_STEP = 1e-9
+"""Steps smaller than this share of the largest entry are those of floating point."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,3 +61,31 @@ def _scale_known(observation: Observation, plan: Plan, norm: float) -> bool:
     one_step = (plan.local_epochs if plan.local_steps is None else plan.local_steps) == 1
     one_rate = observation.rate_factor is not None
     return one_client and linear and one_step and one_rate and not clipped and observation.noise_stddev == 0
+
+
+def noise_variance(observation: Observation) -> float:
+    """Expected squared length of what is no gradient in the observed vector, as a share of the vector's own.
+
+    It is made of the noise that the observer knows of, of the rounding of the client's single-precision weights
+    (once per step at least), and of stochastic rounding to fixed point, where all entries lie on its steps.
+    """
+    vector = np.asarray(observation.vector, np.float64)
+    # Divided by the largest entry first: squares of tiny or huge vectors may leave float64.
+    largest = float(np.abs(vector).max())
+    scaled = vector / largest
+    spacing = np.spacing(np.abs(np.asarray(observation.weights, np.float32))).astype(np.float64)
+    rounding = float(np.sum(np.minimum(spacing / largest, MOST_NOISE) ** 2)) / 12
+    known = len(vector) * (min(observation.noise_stddev / largest, MOST_NOISE) ** 2 + _lattice(scaled) ** 2 / 6)
+    return float((rounding + known) / np.sum(scaled**2))
+
+
+def _lattice(vector: NDArray[np.float64]) -> float:
+    """The step that all entries are multiples of, or 0: what a fixed-point encoding leaves."""
+    sizes = np.unique(np.abs(vector))
+    sizes = sizes[sizes > 0]
+    step = float(sizes[0])
+    if len(sizes) > 1:
+        step = min(step, float(np.diff(sizes).min()))
+    multiples = sizes / step
+    coarse = step > FINEST_STEP and bool(np.abs(multiples - np.round(multiples)).max() < 1e-3)
+    return step if coarse and 2 < len(sizes) < len(vector) / 4 else 0.0

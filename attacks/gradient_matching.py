@@ -1,26 +1,31 @@
 """Gradient matching: search for the images whose gradient is the one observed.
 
-Deep Leakage from Gradients (Zhu et al. 2019, arXiv:1906.08935, algorithm 1), with the label taken from the bias
-gradient (Zhao et al. 2020), pixels kept in [0, 1], double precision, and each layer given the same weight.
+Deep Leakage from Gradients (Zhu et al. 2019, arXiv:1906.08935, algorithm 1), with the labels taken from the last
+layer, pixels kept in [0, 1] and double precision. A start is first brought near by L-BFGS-B with each layer given
+the same weight. Where the equations determine the pixels and are few, Gauss-Newton steps then go on from there
+(``attacks.gauss_newton``): that is where batches are won, as the loss is far flatter in some directions than in
+others. Where the observer knows of noise, the loss is that of a maximum a posteriori estimate: all coordinates
+alike, and total variation as the prior (Geiping et al. 2020, arXiv:2003.14053, equation 4).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
+from attacks import gauss_newton
 from attacks.base import Guess, NotInvertible, ThreatModel
-from attacks.gradient import GradientEstimate, estimate_gradient
+from attacks.gradient import GradientEstimate, estimate_gradient, noise_variance
+from attacks.label_counts import ends_dense, infer_label_counts
 from attacks.labels import infer_labels
-from privfed.models.functional import Model, cross_entropy
-from privfed.transcript import Observer, View
+from attacks.matching_loss import matching_loss
+from privfed.models.functional import Model
+from privfed.transcript import Observation, Observer, View
 
 MEMORY = 30
 """Correction pairs of L-BFGS."""
@@ -28,35 +33,49 @@ PATIENCE, PROGRESS = 60, 0.7
 """A start is given up when this many evaluations have not brought the loss below this share of what it was."""
 SMALLEST_LAYER = 1e-6
 """Layers with a smaller share of the gradient's norm than this are not scaled up any further."""
-TINY = 1e-290
-"""Stands in for a squared norm of zero, whose root has no slope."""
+APPROACH = 100
+"""Iterations of L-BFGS before Gauss-Newton steps, times the root of the batch."""
+NOISE_SLACK = 1.1
+"""A loss of so many times that of the noise is explained by it."""
+JACOBIAN = 25
+"""A Jacobian counts as so many iterations."""
+NOISY = 1e-3
+"""Share of noise in the vector's squared length from which the prior is needed."""
+STEEPNESS = 0.05
+"""Of the prior: the mean difference of neighbouring pixels."""
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class GradientMatching:
-    """DLG by bounded L-BFGS, with restarts and a stop that it verifies itself.
+    """DLG by bounded L-BFGS and Gauss-Newton, with restarts and a stop that it verifies itself.
 
     When the scale of the gradient is known the loss is the squared distance to it; else, and after a start in
     which the distance would not vanish, it is 1 − cosine, which no scale changes (Geiping et al. 2020, eq. 4).
 
     Attributes:
-        iterations: Budget of L-BFGS iterations for one observation, over all starts.
+        iterations: Budget of iterations for one observation, over all starts.
         batch: How many images to search for; 1 looks for one that stands for all in the observation.
-        starts: At most so many random starting points.
+        starts: At most so many random starting points; the one whose gradient matches best is taken.
         tolerance: Loss at which the images are taken to explain the gradient, and the search stops.
+        total_variation: Weight of the total variation, beside what the known noise asks for.
     """
 
     iterations: int = 300
     batch: int = 1
     starts: int = 3
     tolerance: float = 1e-10
+    total_variation: float = 0.0
 
     name: ClassVar[str] = "gradient_matching"
     threat: ClassVar[ThreatModel] = ThreatModel(
         observers=tuple(Observer),
-        knowledge=("the model and the weights the update started from", "the learning rate, for one-step updates"),
+        knowledge=(
+            "the model and the weights the update started from",
+            "the learning rate, for one-step updates",
+            "how much noise is in the vector",
+        ),
         assumptions=(
             "one local step on few examples for an accurate answer",
             "a model smooth enough for its gradient's gradient to guide a search",
@@ -72,17 +91,29 @@ class GradientMatching:
         """As ``Attack.invert``; ``rng`` draws the starting points."""
         observation, model = view.observations[index], view.model
         estimate = estimate_gradient(observation, view.plan)
-        labels = None
-        if model.output_bias is not None:
-            labels = infer_labels(model.unflatten(estimate.vector)[model.output_bias], self.batch)
-        search = _Search(model, observation.weights, estimate, labels, self.batch, self.tolerance)
+        labels = _labels(model, observation, estimate, self.batch)
+        search = _Search(self, model, observation, estimate, labels)
         scale_known, left = estimate.scale_known, self.iterations
         for _ in range(self.starts):
             left -= search.start(rng, scale_known, left)
             if search.solved or left <= 0:
                 break
-            scale_known = False
+            # One example's gradient that no image has is perhaps not of the length it is taken for.
+            scale_known = scale_known and self.batch > 1
         return search.guess()
+
+
+def _labels(
+    model: Model, observation: Observation, estimate: GradientEstimate, count: int
+) -> NDArray[np.int64] | None:
+    """The batch's labels ``[count]``, or ``None`` if the model's end does not tell."""
+    if model.output_bias is None:
+        return None
+    error = model.unflatten(estimate.vector)[model.output_bias]
+    if count > 1 and estimate.scale_known and ends_dense(model) and error.any():
+        counts = infer_label_counts(model, observation.weights, estimate.vector, count)
+        return np.repeat(np.arange(model.classes), counts.astype(np.int64))
+    return infer_labels(error, count)
 
 
 class _Stop(Exception):  # noqa: N818 - leaves scipy's optimizer from inside its callback
@@ -94,22 +125,31 @@ class _Search:
 
     def __init__(
         self,
+        settings: GradientMatching,
         model: Model,
-        weights: NDArray[Any],
+        observation: Observation,
         estimate: GradientEstimate,
         labels: NDArray[np.int64] | None,
-        batch: int,
-        tolerance: float,
     ) -> None:
         import tensorflow as tf
 
-        self._model, self._labels, self._batch, self._tolerance = model, labels, batch, tolerance
-        self._pixels = batch * int(np.prod(model.input_shape))
-        self._loss = matching_loss(model, batch, labels is None)
-        known = np.zeros((batch, model.classes)) if labels is None else np.eye(model.classes)[labels]
-        importance = _layer_weights(model, estimate.vector)
+        self._model, self._labels, self._batch = model, labels, settings.batch
+        self._tolerance, self._estimate = settings.tolerance, estimate
+        self._pixels = self._batch * int(np.prod(model.input_shape))
+        self._loss = matching_loss(model, self._batch, labels is None)
+        self._known = np.zeros((self._batch, model.classes)) if labels is None else np.eye(model.classes)[labels]
+        self._weights = np.asarray(observation.weights, np.float64)
+        # Half the expected squared distance of the truth, relative to the vector's squared length.
+        self._floor = 0.5 * noise_variance(observation)
+        noisy = self._floor > NOISY
+        importance = np.ones(model.dimension) if noisy else _layer_weights(model, estimate.vector)
+        prior = settings.total_variation
+        if noisy:
+            prior += 2 * self._floor / model.dimension / STEEPNESS
+        self._noisy = noisy or prior > 0
         self._arguments = [
-            tf.constant(values, tf.float64) for values in (weights, estimate.vector, importance, known)
+            tf.constant(values, tf.float64)
+            for values in (prior, self._weights, estimate.vector, importance, self._known)
         ]
         self._evaluations = 0
         self._best: tuple[float, Vector] | None = None
@@ -117,25 +157,52 @@ class _Search:
 
     def start(self, rng: np.random.Generator, scale_known: bool, iterations: int) -> int:
         """Search from a random point; returns the iterations used."""
-        import tensorflow as tf
-
         free = self._batch * self._model.classes if self._labels is None else 0
         first = np.concatenate([rng.uniform(0, 1, self._pixels), rng.normal(0, 1, free)])
-        bounds = [(0.0, 1.0)] * self._pixels + [(None, None)] * free
+        jacobians = 0
+        if not self._noisy and not free and gauss_newton.affordable(self._model, self._batch):
+            jacobians = max(0, iterations - int(APPROACH * self._batch**0.5)) // JACOBIAN
+        approach = min(iterations, int(APPROACH * self._batch**0.5)) if jacobians else iterations
+        reached, used = self._approach(first, scale_known, approach)
+        if self.solved or reached is None or not jacobians:
+            return used
+        matching = gauss_newton.Matching(
+            self._model, self._weights, self._estimate.vector, self._known, scale_known
+        )
+        enough = max(NOISE_SLACK * self._floor, 1e-15)
+        found = gauss_newton.solve(matching, reached, enough=enough, jacobians=jacobians)
+        self._evaluations += found.evaluations
+        _, angle, _ = self._at(found.images, scale_known)
+        self._consider(angle, found.images)
+        self.solved = self.solved or found.loss <= enough or angle < self._tolerance
+        return used + JACOBIAN * found.jacobians
+
+    def _at(self, point: Vector, scale_known: bool) -> tuple[float, float, Vector]:
+        import tensorflow as tf
+
+        self._evaluations += 1
         known = tf.constant(float(scale_known), tf.float64)
-        lowest, history, used = np.inf, [np.inf], 0
+        loss, angle, slope = self._loss(tf.constant(point), known, *self._arguments)
+        return float(loss), float(angle), slope.numpy()
+
+    def _consider(self, angle: float, point: Vector) -> None:
+        if np.isfinite(angle) and (self._best is None or angle < self._best[0]):
+            self._best = (angle, point.copy())
+
+    def _approach(self, first: Vector, scale_known: bool, iterations: int) -> tuple[Vector | None, int]:
+        """By L-BFGS-B: the point of the lowest loss, if there is any, and the iterations used."""
+        bounds = [(0.0, 1.0)] * self._pixels + [(None, None)] * (len(first) - self._pixels)
+        lowest, reached, history, used = np.inf, None, [np.inf], 0
 
         def objective(point: Vector) -> tuple[float, Vector]:
-            nonlocal lowest
-            loss_, angle_, slope_ = self._loss(tf.constant(point), known, *self._arguments)
-            loss, angle, slope = float(loss_), float(angle_), slope_.numpy()
-            self._evaluations += 1
+            nonlocal lowest, reached
+            loss, angle, slope = self._at(point, scale_known)
             if not (np.isfinite(loss) and np.isfinite(slope).all() and (slope.any() or loss < self._tolerance)):
                 # A saturated or dead network: its gradient vanished, so there is no direction to compare.
                 raise _Stop
-            if self._best is None or angle < self._best[0]:
-                self._best = (angle, point.copy())
-            lowest = min(lowest, loss)
+            self._consider(angle, point)
+            if loss < lowest:
+                lowest, reached = loss, point.copy()
             history.append(lowest)
             if loss < self._tolerance:
                 self.solved = True
@@ -166,7 +233,7 @@ class _Search:
                     "gtol": 0.0,
                 },
             )
-        return max(used, 1)
+        return reached, max(used, 1)
 
     def guess(self) -> Guess:
         """The best images so far.
@@ -194,56 +261,3 @@ def _layer_weights(model: Model, gradient: Vector) -> Vector:
         for spec, part in zip(model.variables, model.unflatten(gradient), strict=True)
     ]
     return np.concatenate(weights)
-
-
-@lru_cache(maxsize=8)
-def matching_loss(model: Model, batch: int, joint: bool) -> Callable[..., tuple[Any, Any, Any]]:
-    """The loss of gradient matching as one graph, traced once per model and batch.
-
-    Args:
-        model: The attacked model.
-        batch: Images per point.
-        joint: Whether labels are searched for too, as logits behind the pixels (DLG's own way).
-
-    Returns:
-        ``(point, scale known: 1.0 or 0.0, weights [d], target [d], importance [d], one-hot labels
-        [batch, classes]) -> (loss, 1 − cosine, slope of the loss)``, all float64.
-    """
-    import tensorflow as tf
-
-    pixels = batch * int(np.prod(model.input_shape))
-    vector = tf.TensorSpec([model.dimension], tf.float64)
-    size = pixels + (batch * model.classes if joint else 0)
-    signature = [
-        tf.TensorSpec([size], tf.float64),
-        tf.TensorSpec([], tf.float64),
-        vector,
-        vector,
-        vector,
-        tf.TensorSpec([batch, model.classes], tf.float64),
-    ]
-
-    def loss(point: Any, known: Any, weights: Any, target: Any, importance: Any, labels: Any) -> Any:
-        with tf.GradientTape() as outer:
-            outer.watch(point)
-            x = tf.reshape(point[:pixels], [batch, *model.input_shape])
-            if joint:
-                labels = tf.nn.softmax(tf.reshape(point[pixels:], [batch, model.classes]))
-            variables = model.unflatten(weights)
-            with tf.GradientTape() as inner:
-                inner.watch(variables)
-                value = cross_entropy(model.logits(variables, x), labels)
-            parts = inner.gradient(value, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            root = tf.sqrt(importance)
-            ours = root * tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
-            theirs = root * target
-            length = tf.reduce_sum(theirs**2)
-            distance = tf.reduce_sum((ours - theirs) ** 2) / length
-            # Half the squared distance of the unit vectors: 1 − cosine without its cancellation.
-            unit = ours * tf.math.rsqrt(tf.maximum(tf.reduce_sum(ours**2), TINY))
-            angle = 0.5 * tf.reduce_sum((unit - theirs * tf.math.rsqrt(length)) ** 2)
-            total = tf.where(known > 0, distance, angle)
-        return total, angle, outer.gradient(total, point)
-
-    compiled: Callable[..., tuple[Any, Any, Any]] = tf.function(loss, input_signature=signature)
-    return compiled

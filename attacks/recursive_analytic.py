@@ -154,17 +154,14 @@ def _invert_chain(
         slope = act.slope(a)
         delta = slopes.reshape(positions, -1) * slope
         kernel = weights[2 * i].reshape(-1, *weights[2 * i].shape[2:])
-        taps = layer.taps()
         # An error in an activation grows by the inverse's slope on the way through it.
-        rows = scipy.linalg.blas.dtrmm(
-            1.0, root, _matrix(layer, taps, kernel) * slope.reshape(-1, 1), lower=1, trans_a=1
-        )
+        rows = scipy.linalg.blas.dtrmm(1.0, root, layer.matrix(kernel) * slope.reshape(-1, 1), lower=1, trans_a=1)
         normal = np.asarray(rows.T @ rows, np.float64)
         right = rows.T @ (root.T @ ((act.inverse(a) - weights[2 * i + 1]) * slope).reshape(-1))
-        right += _add_gradient(layer, taps, delta, gradient[2 * i].reshape(kernel.shape), noise, normal)
+        right += _add_gradient(layer, delta, gradient[2 * i].reshape(kernel.shape), noise, normal)
         a, root = _least_squares(normal, right)
         if i:
-            output, tap, source = taps
+            output, tap, source = layer.taps()
             slopes = np.zeros((layer.inputs[0] * layer.inputs[1], layer.inputs[2]))
             for k in range(len(kernel)):
                 here = tap == k
@@ -177,27 +174,11 @@ def _invert_chain(
     return a.reshape(shape), np.sqrt(np.mean(errors**2, axis=1)).reshape(shape)
 
 
-Taps = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
-
-
-def _matrix(layer: Convolution, taps: Taps, kernel: Matrix) -> Matrix:
-    """A convolution of ``kernel`` ``[taps, channels, filters]`` as a matrix from flat inputs to flat outputs."""
-    output, tap, source = taps
-    places, channels = layer.inputs[0] * layer.inputs[1], layer.inputs[2]
-    positions, filters = layer.outputs[0] * layer.outputs[1], layer.outputs[2]
-    matrix = np.zeros((positions, filters, places, channels))
-    matrix[output, :, source, :] = kernel[tap].transpose(0, 2, 1)
-    return matrix.reshape(positions * filters, places * channels)
-
-
-def _add_gradient(
-    layer: Convolution, taps: Taps, delta: Matrix, target: Matrix, noise: float, normal: Matrix
-) -> Matrix:
+def _add_gradient(layer: Convolution, delta: Matrix, target: Matrix, noise: float, normal: Matrix) -> Matrix:
     """Add to the normal equations of a convolution's input those of the gradient by its kernel.
 
     Args:
         layer: Its geometry.
-        taps: Of ``layer``.
         delta: The loss's gradient by the outputs, ``[output positions, filters]``.
         target: The loss's gradient by the kernel, the input times ``delta``: ``[taps, channels, filters]``.
         noise: Standard deviation of its error.
@@ -206,12 +187,9 @@ def _add_gradient(
     Returns:
         What is to be added to the right-hand side, ``[n]``.
     """
-    output, tap, source = taps
     places, channels = layer.inputs[0] * layer.inputs[1], layer.inputs[2]
-    rows = np.zeros((len(target), layer.outputs[2], places))
-    rows[tap, :, source] = delta[output]
     # The error in ``delta`` itself is about as large as that of the gradient.
-    rows = rows.reshape(-1, places) / (2 * noise)
+    rows = layer.correlation(delta).reshape(-1, places) / (2 * noise)
     aim = target.transpose(0, 2, 1).reshape(-1, channels) / (2 * noise)
     blocks = normal.reshape(places, channels, places, channels)
     # They are the same for every channel of the input.

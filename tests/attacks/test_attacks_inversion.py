@@ -9,7 +9,7 @@ import pytest
 
 from attacks import ATTACKS, DenseLayer, GradientMatching, NotInvertible, attempt, create, run_attacks
 from attacks.gradient import estimate_gradient
-from attacks.gradient_matching import matching_loss
+from attacks.matching_loss import matching_loss
 from attacks.scoring import psnr
 from privfed.models.zoo import ZOO
 from privfed.transcript import Kind
