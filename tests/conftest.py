@@ -24,3 +24,11 @@ def root() -> Path:
 def privfed_command() -> list[str]:
     """The command line in a process of its own, from the environment that runs the tests."""
     return [str(Path(sys.executable).parent / "privfed")]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what a passed test wants said, by ``record_property("says", ...)``: counts that no assertion shows."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "says":
+                terminalreporter.write_line(f"{report.nodeid}: {text}")
