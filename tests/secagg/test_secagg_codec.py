@@ -310,5 +310,5 @@ def test_an_accepted_codec_is_fine_enough(cohort: int, dimension: int) -> None:
     except ParameterError:
         assume(False)
     assert codec.scale >= 256
-    # What is refused is decided by the grid alone; the slack has what measuring a norm in float64 may be off besides.
+    # What is refused is decided by the grid alone; the slack holds the error of measuring a norm besides.
     assert codec.rounding_slack <= 1 / 16 + (dimension + 8) * 2.0**-53 + 1e-15
