@@ -35,9 +35,10 @@ from privfed.federated.streams import Streams
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, train
 from privfed.models.build import build_model
 from privfed.models.functional import Model, Vector
-from privfed.privacy.accounting import Guarantee
+from privfed.privacy.accounting import Guarantee, by_observer, times
 from privfed.privacy.ledger import Ledger
 from privfed.privacy.ledger_entries import Header
+from privfed.privacy.ledger_report import spent_releases
 from privfed.privacy.mechanisms import ExampleGaussian, Mechanism, NoMechanism
 from privfed.privacy.plan import PrivacyPlan
 from privfed.privacy.sampling import SamplingScheme
@@ -134,6 +135,39 @@ class Experiment:
         if privacy.max_epsilon is None or self.privacy_plan is None or self.noise_multiplier is None:
             return self.settings.training.rounds
         return self.privacy_plan.rounds_within(self.noise_multiplier, privacy.max_epsilon, privacy.against)
+
+    @property
+    def budget(self) -> float | None:
+        """The ε that a run must stay within: the target, or the limit; ``None`` without either."""
+        privacy = self.settings.privacy
+        return min((e for e in (privacy.epsilon, privacy.max_epsilon) if e is not None), default=None)
+
+    def rounds_after_replays(self, ledger: Path, done: int, rounds: int) -> int:
+        """Of ``rounds`` planned, how many the budget still holds after ``done`` of them.
+
+        In secure mode a round that a crash lost is drawn anew, and is one more release: then the run ends earlier.
+        """
+        plan, budget = self.privacy_plan, self.budget
+        if plan is None or budget is None or not plan.secure or done >= rounds:
+            return rounds
+        _, spent = spent_releases(ledger)
+        whole_run = self.mechanism.whole_run
+        if not spent or (len(spent) <= done and not whole_run):
+            return rounds
+        releases = self.mechanism.releases(self.sampling, plan.expected_survivors)
+
+        def holds(more: int) -> bool:
+            ahead = [times(releases, 1 if whole_run else more)] if more else []
+            return (
+                plan.stated(by_observer([*spent, *ahead], plan.delta), self.settings.privacy.against).epsilon
+                <= budget
+            )
+
+        low, high = 0, rounds - done  # ε rises with the rounds
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if holds(middle) else (low, middle - 1)
+        return done + low
 
     @cached_property
     def divisor(self) -> float | None:

@@ -199,7 +199,18 @@ def _train(
                 spent = experiment.stated(by_observer)
             advances[0](_state(report, spent))
 
-        return experiment.run(spending, observe, replace(keeping, resumed=resumed))
+        def within(done: int, rounds: int) -> int:
+            if folder is None or spending is None:
+                return rounds
+            allowed = experiment.rounds_after_replays(folder.ledger, done, rounds)
+            if allowed < rounds:
+                console.say(
+                    f"rounds that were lost and drawn anew count again: the training ends after round {allowed} "
+                    f"of {rounds}, since more would exceed ε = {experiment.budget:g}"
+                )
+            return allowed
+
+        return experiment.run(spending, observe, replace(keeping, resumed=resumed, within=within))
 
 
 def _state(report: RoundReport, spent: Guarantee | None) -> str:

@@ -108,6 +108,7 @@ class Keeping:
         patience: Evaluations without a lower held-out loss after which the training ends; ``None`` for never.
         resumed: Called once with the reports of the rounds that a checkpoint holds, before the first new round.
         warn: Hears of checkpoints that cannot be used.
+        within: ``(rounds done, rounds planned)`` to rounds in all: fewer where replays spent part of a budget.
     """
 
     keeper: Keeper | None = None
@@ -116,6 +117,7 @@ class Keeping:
     patience: int | None = None
     resumed: Callable[[Sequence[RoundReport]], None] = lambda reports: None
     warn: Callable[[str], None] = lambda text: None
+    within: Callable[[int, int], int] = lambda done, rounds: rounds
 
 
 def train(
@@ -160,6 +162,7 @@ def train(
     result.reports = [RoundReport.from_json(values) for values in at.reports]
     result.stage_costs = dict(at.stage_costs)
     keeping.resumed(result.reports)
+    rounds = keeping.within(at.round, rounds)
     while at.round < rounds and not _plateau(result.reports, keeping.patience):
         number = at.round + 1
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused in words below
