@@ -96,7 +96,8 @@ def point(folder: Path, cohort: int, rounds: int) -> dict[str, Any]:
         for number in range(1, rounds + 1):
             with timed:
                 drawn = sample_cohort(number, clients, experiment.sampling, 0.0, experiment.streams)
-                outcome = one_round(number, weights, state, drawn, lambda *released: None)
+                # As `privfed train` runs the rounds that are not attacked: the transcript keeps nothing.
+                outcome = one_round(number, weights, state, drawn, lambda *released: None, record=False)
             weights, state = outcome.weights, outcome.state
         figures = timed.figures()
     return {"clients": clients, "cohort": cohort, **figures, "loaded_rss_mb": loaded}

@@ -121,6 +121,7 @@ class LocalClientWork(ClientWork):
                 made = (chunk, deltas, loss_sum, correct)
                 shares = self._shares(chunk)
                 list(pool.map(train, self._updates, shares, [made] * len(shares)))
+                self._data.give_back()
                 yield self._as_updates(*made)
 
     def each(
@@ -136,6 +137,7 @@ class LocalClientWork(ClientWork):
         def train(updates: _Updates, share: NDArray[np.int64]) -> None:
             for piece in updates.pieces(share, max(1, self._chunk // self._threads)):
                 consume(self._as_updates(ids[piece], *updates(start, ids[piece], seed, self._conditions)))
+                self._data.give_back()
 
         with self._pool() as pool:
             list(pool.map(train, self._updates, self._shares(ids)))
@@ -167,6 +169,7 @@ class LocalClientWork(ClientWork):
                     here = share[piece]
                     part, squared[here], loss_sum[here], correct[here] = path(start, ids[here], seed, rate, bound)
                     total += part
+                    self._data.give_back()
             return total
 
         # Clients without examples send zeros: nothing to train.

@@ -36,7 +36,7 @@ def check_population(
     bounds = (offsets.ndim == 1 and offsets.size > 0 and offsets[0] >= 0) and offsets[-1] <= len(labels)
     if not bounds or (np.diff(offsets) < 0).any():
         raise ValueError(f"offsets must rise within [0, {len(labels)}]")
-    return features, labels.astype(np.int32), offsets
+    return features, labels.astype(np.int32, copy=False), offsets
 
 
 def as_model_input(x: Any) -> Any:

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import threading
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -74,7 +76,7 @@ def check_path(path: str, model: Model, training: LocalTraining, sizes: NDArray[
 
 
 class Data:
-    """The packed population where TensorFlow has it.
+    """The packed population where TensorFlow has it: on the CPU without a copy, as far as the memory is aligned.
 
     Attributes:
         features: ``[n, *input_shape]``.
@@ -85,9 +87,44 @@ class Data:
     def __init__(
         self, features: NDArray[Any], labels: NDArray[np.int32], offsets: NDArray[np.int64], device: str
     ) -> None:
+        self._owners = features, labels  # of memory that the tensors may share
+        self._maps = [owner for array in self._owners if (owner := _map_behind(array)) is not None]
         with tf.device(device):
-            self.features, self.labels = tf.constant(features), tf.constant(labels)
+            self.features, self.labels = (
+                _sharing(array) if device.startswith("CPU") and _can_be_shared(array) else tf.constant(array)
+                for array in (features, labels)
+            )
         self.offsets = offsets
+
+    def give_back(self) -> None:
+        """Take mapped pages out of this process, where the kernel would leave all that was ever read."""
+        for owner in self._maps:
+            owner.madvise(mmap.MADV_DONTNEED)
+
+
+_ALIGNMENT = 64
+"""Bytes; TensorFlow's operations take no other memory. Arrays mapped from ``.npy`` files have it."""
+
+
+def _can_be_shared(array: NDArray[Any]) -> bool:
+    return array.size > 0 and array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0
+
+
+def _map_behind(array: NDArray[Any]) -> mmap.mmap | None:
+    """The file map that a read-only array lies in."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    known = isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED")  # which not every system has
+    return owner if known and not array.flags.writeable else None
+
+
+def _sharing(array: NDArray[Any]) -> Any:
+    """A tensor over the memory of ``array``, which must outlive it."""
+    # DLPack cannot say that memory is read-only, and so refuses it; nothing here writes to an input.
+    memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
+    alias = np.ctypeslib.as_array(memory).view(array.dtype).reshape(array.shape)
+    return tf.experimental.dlpack.from_dlpack(alias.__dlpack__())
 
 
 class LoopSum:

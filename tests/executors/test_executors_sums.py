@@ -16,7 +16,7 @@ from privfed.executors.accumulate import NORM_SLACK, squared_norm
 from privfed.executors.compiled import Batches, CallShape
 from privfed.executors.dense import dense_widths
 from privfed.executors.local import LocalClientWork
-from privfed.executors.sums import choose_path
+from privfed.executors.sums import Data, choose_path
 from privfed.federated.client_work import ClippedSum, LocalTraining, clip_and_sum, schedule
 from privfed.models.build import build_model
 from privfed.privacy.clipping import clip_by_l2
@@ -321,3 +321,25 @@ def test_the_plain_sum_clips_as_mechanisms_do():
     (updates,) = work(weights, CLIENTS, SEED)
     np.testing.assert_array_equal(got.total, sum(clip_by_l2(d, CLIP).vector.astype(float) for d in updates.deltas))
     assert clip_and_sum([], CLIP, 3).total.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("path", ["loop", "xla"])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_mapped_arrays_are_used_where_they_lie_when_they_are_aligned(tmp_path, path, offset):
+    model, training = build_model("mlp", SHAPE, CLASSES), LocalTraining(0.1, 1, 5)
+    features, labels, offsets = population()
+    with (tmp_path / "features.raw").open("wb") as file:
+        file.write(bytes(offset) + features.tobytes())
+    mapped = np.memmap(tmp_path / "features.raw", np.uint8, "r", offset, features.shape).view(np.ndarray)
+    assert mapped.ctypes.data % 64 == offset
+    data = Data(mapped, labels, offsets, "CPU:0")
+    where = np.frombuffer(memoryview(data.features), np.uint8).ctypes.data
+    assert (where == mapped.ctypes.data) == (offset == 0)
+    weights = model.initial_vector(0)
+    there, here = (
+        LocalClientWork(model, each, labels, offsets, training, path=path).clipped_sum(
+            weights, range(6), SEED, 0.1
+        )
+        for each in (mapped, features)
+    )
+    np.testing.assert_array_equal(there.total, here.total)
