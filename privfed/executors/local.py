@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -131,16 +132,40 @@ class LocalClientWork(ClientWork):
         seed: Sequence[int],
         consume: Callable[[ClientUpdates], None],
     ) -> None:
-        """Train ``clients``, and hand each thread's updates to ``consume`` in that thread; see ``ClientWork``."""
+        """Train ``clients``, and consume updates beside the threads that go on training; see ``ClientWork``.
+
+        What consumes is short NumPy calls: threads that train and consume in turn would wait for the interpreter.
+        """
         start, ids = self._start(weights), np.asarray(clients, np.int64)
+        waiting: queue.Queue[ClientUpdates | None] = queue.Queue(self._threads)
+        given_up = threading.Event()
 
         def train(updates: _Updates, share: NDArray[np.int64]) -> None:
-            for piece in updates.pieces(share, max(1, self._chunk // self._threads)):
-                consume(self._as_updates(ids[piece], *updates(start, ids[piece], seed, self._conditions)))
-                self._data.give_back()
+            try:
+                for piece in updates.pieces(share, max(1, self._chunk // (2 * self._threads + 1))):
+                    if given_up.is_set():
+                        return
+                    waiting.put(self._as_updates(ids[piece], *updates(start, ids[piece], seed, self._conditions)))
+                    self._data.give_back()
+            finally:
+                waiting.put(None)
 
         with self._pool() as pool:
-            list(pool.map(train, self._updates, self._shares(ids)))
+            training = [pool.submit(train, *mine) for mine in zip(self._updates, self._shares(ids), strict=False)]
+            at_work = len(training)
+            try:
+                while at_work:
+                    made = waiting.get()
+                    if made is None:
+                        at_work -= 1
+                    else:
+                        consume(made)
+            finally:
+                given_up.set()
+                while at_work:  # nobody may be left waiting for room
+                    at_work -= waiting.get() is None
+            for thread in training:
+                thread.result()
 
     def clipped_sum(
         self,
@@ -269,7 +294,7 @@ class _Updates:
         rate = _rate(self._training, conditions)
         with tf.device(self._device):
             got = self._graph(start, self._data.features, self._data.labels, rate, *arguments)
-        deltas, loss_sum, correct = (value.numpy() for value in got)
+        deltas, loss_sum, correct = (np.asarray(value) for value in got)  # where they are: `numpy()` copies
         if self._long:
             return deltas[None], np.array([loss_sum]), np.array([correct])
         return deltas, loss_sum, correct

@@ -5,7 +5,6 @@ Every way has the same rule of who counts: a client whose input arrived is in th
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -78,7 +77,7 @@ class RunningSum(Protocol):
     """A sum that needs no vector once it has it."""
 
     def add(self, client: int, vector: Vector) -> None:
-        """Add the vector of a client whose input will arrive; from any thread, in any order."""
+        """Add the vector of a client whose input will arrive; in any order."""
         ...
 
     def close(self, dropouts: Dropouts) -> Aggregate:
@@ -218,31 +217,21 @@ class RingAggregation:
 
 
 class _RunningRingSum:
-    """One partial sum for each thread that adds at the same time."""
-
     def __init__(self, encoding: Encoding, inputs: Inputs, secure_sum: SecureSum) -> None:
         self._encoding, self._inputs, self._secure_sum = encoding, inputs, secure_sum
-        self._idle: list[NDArray[Any]] = []
-        self._lock = threading.Lock()
+        self._total = encoding.zeros(inputs.length)
         self._seconds = 0.0
 
     def add(self, client: int, vector: Vector) -> None:
         started = time.perf_counter()
-        with self._lock:
-            partial = self._idle.pop() if self._idle else self._encoding.zeros(self._inputs.length)
-        self._encoding.add(partial, client, vector)
-        with self._lock:
-            self._idle.append(partial)
-            self._seconds += time.perf_counter() - started
+        self._encoding.add(self._total, client, vector)
+        self._seconds += time.perf_counter() - started
 
     def close(self, dropouts: Dropouts) -> Aggregate:
         # Who survives, and whether enough do, is for the sum of whole cohorts to say: it gets short vectors.
         stand_ins = {client: self._encoding.zeros(1) for client in self._inputs.cohort}
         survivors = self._secure_sum.sum(stand_ins, dropouts).survivors
-        total = self._encoding.zeros(self._inputs.length)
-        for partial in self._idle:
-            total += partial
         bits = self._encoding.codec.ring_bits
-        sent = {"input": ring.packed_bytes(len(total), bits) * len(survivors)}
+        sent = {"input": ring.packed_bytes(len(self._total), bits) * len(survivors)}
         seconds = {"input": self._seconds}
-        return Aggregate(self._encoding.decode(total), survivors, {}, {}, sent, seconds, ring_bits=bits)
+        return Aggregate(self._encoding.decode(self._total), survivors, {}, {}, sent, seconds, ring_bits=bits)

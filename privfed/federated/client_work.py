@@ -152,9 +152,9 @@ class ClientWork(Protocol):
         seed: Sequence[int],
         consume: Callable[[ClientUpdates], None],
     ) -> None:
-        """Train ``clients`` likewise, and hand their updates to ``consume`` where they are made.
+        """Train ``clients`` likewise, and hand their updates to ``consume`` as they are made, in any order.
 
-        It may be called from several threads at the same time, in any order, and must not keep the updates.
+        It is called from this thread alone.
         """
         for chunk in self(weights, clients, seed):
             consume(chunk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -258,12 +259,12 @@ def test_paths_that_cannot_be_gone_are_refused():
 def test_each_hands_over_what_a_call_yields(model_name):
     options = {"hidden": [2000]} if model_name == "mlp" else {}
     model, work = make(model_name, **options)
-    weights, lock, got = model.initial_vector(1), threading.Lock(), {}
+    weights, got, here = model.initial_vector(1), {}, threading.get_ident()
 
     def consume(chunk):
-        with lock:
-            for i, client in enumerate(chunk.clients):
-                got[client] = (chunk.deltas[i].copy(), chunk.loss_sum[i], chunk.correct[i], chunk.seen[i])
+        assert threading.get_ident() == here
+        for i, client in enumerate(chunk.clients):
+            got[client] = (chunk.deltas[i], chunk.loss_sum[i], chunk.correct[i], chunk.seen[i])
 
     work.each(weights, CLIENTS, SEED, consume)
     (expected,) = work(weights, CLIENTS, SEED)
@@ -271,6 +272,27 @@ def test_each_hands_over_what_a_call_yields(model_name):
     for i, client in enumerate(expected.clients):
         np.testing.assert_array_equal(got[client][0], expected.deltas[i])
         assert got[client][1:] == (expected.loss_sum[i], expected.correct[i], expected.seen[i])
+
+
+def test_each_ends_when_its_consumer_or_a_client_fails():
+    model, work = make("mlp", hidden=[2000])
+    weights, threads = model.initial_vector(1), threading.active_count()
+
+    def consume(chunk):
+        raise RuntimeError("no room")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        work.each(weights, CLIENTS, SEED, consume)
+    with pytest.raises(IndexError):
+        work.each(weights, [*CLIENTS, 1000], SEED, lambda chunk: None)
+    work._updates[-1] = None
+    with pytest.raises(AttributeError):
+        work.each(weights, CLIENTS, SEED, lambda chunk: None)
+    for _ in range(100):
+        if threading.active_count() <= threads:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() <= threads
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e15, 1e25])
