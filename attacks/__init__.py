@@ -16,6 +16,7 @@ from attacks.imprint import Imprint
 from attacks.inconsistency import ModelInconsistency
 from attacks.label_counts import infer_label_counts
 from attacks.labels import infer_labels
+from attacks.local_training import LocalTraining
 from attacks.recursive_analytic import RecursiveAnalytic
 from attacks.runner import AttackOutcome, run_attacks
 from attacks.scoring import Scores
@@ -30,6 +31,7 @@ ATTACKS: dict[str, Callable[[int], Attack]] = {
     "dager": lambda iterations: Dager(),
     "imprint": lambda iterations: Imprint(),
     "model_inconsistency": lambda iterations: ModelInconsistency(),
+    "local_training": lambda iterations: LocalTraining(iterations),
     "gradient_matching": lambda iterations: GradientMatching(iterations),
 }
 """From an attack's name to its builder: ``iterations -> Attack``, for those that search within a budget."""
@@ -58,6 +60,7 @@ __all__ = [
     "DenseLayer",
     "GradientMatching",
     "Imprint",
+    "LocalTraining",
     "ModelInconsistency",
     "NotInvertible",
     "Reconstruction",

@@ -23,7 +23,7 @@ from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.gradient import GradientEstimate, estimate_gradient, noise_variance
 from attacks.label_counts import ends_dense, infer_label_counts
 from attacks.labels import infer_labels
-from attacks.matching_loss import matching_loss
+from attacks.matching_loss import layer_weights, matching_loss
 from privfed.models.functional import Model
 from privfed.transcript import Observation, Observer, View
 
@@ -31,8 +31,6 @@ MEMORY = 30
 """Correction pairs of L-BFGS."""
 PATIENCE, PROGRESS = 60, 0.7
 """A start is given up when this many evaluations have not brought the loss below this share of what it was."""
-SMALLEST_LAYER = 1e-6
-"""Layers with a smaller share of the gradient's norm than this are not scaled up any further."""
 APPROACH = 100
 """Iterations of L-BFGS before Gauss-Newton steps, times the root of the batch."""
 NOISE_SLACK = 1.1
@@ -142,7 +140,7 @@ class _Search:
         # Half the expected squared distance of the truth, relative to the vector's squared length.
         self._floor = 0.5 * noise_variance(observation)
         noisy = self._floor > NOISY
-        importance = np.ones(model.dimension) if noisy else _layer_weights(model, estimate.vector)
+        importance = np.ones(model.dimension) if noisy else layer_weights(model, estimate.vector)
         prior = settings.total_variation
         if noisy:
             prior += 2 * self._floor / model.dimension / STEEPNESS
@@ -251,13 +249,3 @@ class _Search:
             labels = point[self._pixels :].reshape(self._batch, -1).argmax(axis=1)
         images = np.clip(point[: self._pixels], 0, 1).reshape(self._batch, *self._model.input_shape)
         return Guess(images, labels, angle, self._evaluations)
-
-
-def _layer_weights(model: Model, gradient: Vector) -> Vector:
-    """One over each variable's squared norm, per coordinate ``[d]``: small layers count like large ones."""
-    total = float(np.linalg.norm(gradient))
-    weights = [
-        np.full(spec.size, max(float(np.linalg.norm(part)), SMALLEST_LAYER * total) ** -2)
-        for spec, part in zip(model.variables, model.unflatten(gradient), strict=True)
-    ]
-    return np.concatenate(weights)

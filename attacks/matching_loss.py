@@ -7,11 +7,14 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from privfed.models.functional import Model, cross_entropy
 
 TINY = 1e-290
 """Stands in for a squared norm of zero, whose root has no slope."""
+SMALLEST_LAYER = 1e-6
+"""Layers with a smaller share of the gradient's norm than this are not scaled up any further."""
 SMOOTH = 1e-6
 """Differences of pixels far below its root cost their square in the total variation, which so has a slope."""
 
@@ -80,3 +83,13 @@ def _total_variation(x: Any) -> Any:
         return tf.constant(0.0, x.dtype)
     steps = (x[:, 1:] - x[:, :-1], x[:, :, 1:] - x[:, :, :-1])
     return tf.add_n([tf.reduce_sum(tf.sqrt(step**2 + SMOOTH) - SMOOTH**0.5) for step in steps])
+
+
+def layer_weights(model: Model, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One over each variable's squared norm, per coordinate ``[d]``: small layers count like large ones."""
+    total = float(np.linalg.norm(gradient))
+    weights = [
+        np.full(spec.size, max(float(np.linalg.norm(part)), SMALLEST_LAYER * total) ** -2)
+        for spec, part in zip(model.variables, model.unflatten(gradient), strict=True)
+    ]
+    return np.concatenate(weights)

@@ -1,6 +1,7 @@
 """Success rates of the attacks on held-out Fashion-MNIST images, one row of the table by one command.
 
     python benchmarks/attacks.py --row sparse-decomposition-8 --json
+    python benchmarks/attacks.py --peers breaching --targets 5 --json
 
 Every target is drawn from the test images, which no model here was trained on, and the weight draws are gone
 through in turn. Clients compute in single precision, as the executors do: an update is the difference of two
@@ -25,7 +26,9 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import attacks_active
+import attacks_peers
 import attacks_text
+import table
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 DRAWS = 5
@@ -77,7 +80,7 @@ class Row:
 
 def matching(batch: int, rate: float, seconds: float | None = None, **options: Any) -> Row:
     """A row of gradient matching; 30 dB is an MSE of 1e-3, the rule of Zhu et al. (2019)."""
-    settings = {"batch": batch, "iterations": 3000 if batch > 1 else 1000, "starts": 6}
+    settings = {"batch": batch, "iterations": 3000 if batch == 2 else 1000, "starts": 6 if batch <= 2 else 3}
     return Row(
         **{
             "attack": "gradient_matching",
@@ -117,6 +120,10 @@ ROWS = {
     "gradient-matching-relu": matching(1, 0.0, options={"activation": "relu"}, targets=25),
     "gradient-matching-cnn": matching(1, 0.0, model="cnn", settings={"batch": 1, "iterations": 300}, targets=10),
     "gradient-matching-trained": matching(1, 0.0, trained=300, targets=50),
+    "local-training": matching(
+        2, 0.0, attack="local_training", settings={"examples": 2}, epochs=3, step=1, targets=20
+    ),
+    "local-training-one-step": matching(2, 0.0, epochs=3, step=1, targets=20),
     "dlg": matching(1, 0.0, attack="dlg", settings={"iterations": 300}, targets=50),
     "idlg": matching(1, 0.0, attack="idlg", settings={"iterations": 300}, targets=50),
     "labels-lenet-1": Row("labels", "lenet", {}, 1, 0, 1.0, None),
@@ -180,7 +187,7 @@ class Outcome:
 
 
 def attack_images(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int) -> Outcome:
-    from attacks import GradientMatching, attempt, create
+    from attacks import GradientMatching, LocalTraining, attempt, create
     from attacks.published_matching import DLG, IDLG
     from attacks.scoring import score
     from privfed.transcript import Kind, Observation, Observer, Plan, View
@@ -193,7 +200,12 @@ def attack_images(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int)
         vector = vector * min(1.0, row.clip / float(np.linalg.norm(vector)))
     kind = Kind.SUM if row.clients > 1 else Kind.CLIENT_UPDATE
     seen = Observation(1, kind, weights, np.asarray(vector), float(row.clients), ())
-    makers: dict[str, Callable[..., Any]] = {"gradient_matching": GradientMatching, "dlg": DLG, "idlg": IDLG}
+    makers: dict[str, Callable[..., Any]] = {
+        "gradient_matching": GradientMatching,
+        "local_training": LocalTraining,
+        "dlg": DLG,
+        "idlg": IDLG,
+    }
     attack = makers[row.attack](**row.settings) if row.attack in makers else create(row.attack)
     found = attempt(attack, View(Observer.SERVER, plan, model, (seen,)), 0, np.random.default_rng(seed))
     if found.failure is not None:
@@ -273,18 +285,49 @@ def measure(name: str, targets: int | None, data: Path, progress: bool) -> dict[
     return run(ROWS[name], targets or ROWS[name].targets, data, progress)
 
 
+def side_by_side(peers: list[str], batch: int, targets: int, data: Path) -> dict[str, Any]:
+    """The attacks on LeNet's gradients, PrivFed's and the peers', on the same targets."""
+    from privfed.models.zoo import ZOO
+
+    pixels, labels = images(data)
+    model, row = ZOO["lenet"]((28, 28, 1), 10), matching(batch, 0.0)
+    chosen = np.random.default_rng(0x5EED).permuted(np.arange(len(labels)))
+    weights = np.stack([trained(row, model, draw, data) for draw in range(min(DRAWS, targets))])
+    picked = np.take(chosen, np.arange(targets * batch), mode="wrap").reshape(targets, batch)
+    gradients = [
+        -local_update(row, model, weights[i % DRAWS], pixels[p].astype(np.float32) / np.float32(255), labels[p])
+        / LEARNING_RATE
+        for i, p in enumerate(picked)
+    ]
+    return attacks_peers.compare(peers, weights, np.stack(gradients), pixels[picked] / 255, labels[picked])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*ROWS, *attacks_text.ROWS, *attacks_active.ROWS]
-    parser.add_argument("--row", choices=[*names, "all"], required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--row", choices=[*names, "all"])
+    what.add_argument("--peers", choices=[*attacks_peers.PEERS, "none"], help="Side by side on LeNet's gradients.")
+    parser.add_argument("--batch", type=int, default=1, help="Images behind a gradient, side by side.")
     parser.add_argument("--targets", type=int, help="Observations attacked; the row's own number by default.")
     parser.add_argument("--data", type=Path, default=DATA, help="Folder with the idx files of Fashion-MNIST.")
     parser.add_argument("--json", action="store_true", help="Print figures as JSON alone.")
+    parser.add_argument("--markdown", type=Path, help="Also put the table of --peers into this file.")
     arguments = parser.parse_args()
     if arguments.targets is not None and arguments.targets < 1:
         parser.error("--targets must be at least 1")
     if not (arguments.data / "t10k-images-idx3-ubyte.gz").is_file():
         parser.error(f"--data {arguments.data}: t10k-images-idx3-ubyte.gz is not there")
+    if arguments.batch < 1:
+        parser.error("--batch must be at least 1")
+    if arguments.peers:
+        peers = [] if arguments.peers == "none" else [arguments.peers]
+        compared = side_by_side(peers, arguments.batch, arguments.targets or 2 * DRAWS, arguments.data)
+        if arguments.markdown:
+            title = f"Attacks on gradients, batches of {arguments.batch}"
+            table.replace_section(arguments.markdown, title, attacks_peers.markdown(compared))
+        print(json.dumps(compared, indent=2) if arguments.json else attacks_peers.markdown(compared))
+        return
     results = {}
     for name in names if arguments.row == "all" else [arguments.row]:
         result = {"row": name, **measure(name, arguments.targets, arguments.data, not arguments.json)}

@@ -17,6 +17,7 @@ SUITED = {
     "dense_layer": ("softmax", [4, 5, 6]),
     "gradient_matching": ("softmax", [4, 5, 6]),
     "imprint": ("imprinted", [4, 5, 6]),
+    "local_training": ("softmax", [4]),
     "model_inconsistency": ("mlp", [4, 5, 6]),
     "recursive_analytic": ("lenet", [4]),
     "sparse_decomposition": ("mlp", [4, 5, 6]),

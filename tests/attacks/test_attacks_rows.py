@@ -21,7 +21,6 @@ ROWS = {
     "recursive-analytic": (20, 1.0, 100),
     "gradient-matching-1": (10, 0.9, 80),
     "gradient-matching-2": (5, 0.9, 80),
-    "gradient-matching-4": (5, 0.7, 30),
     "labels-lenet-32": (20, 0.95, None),
     "labels-mlp-32": (20, 0.95, None),
     "tokens-32": (10, 1.0, None),
