@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from attacks.auto import Auto
 from attacks.base import Attack, NotInvertible, Reconstruction, ThreatModel, attempt
 from attacks.dager import Dager
 from attacks.dense_layer import DenseLayer
@@ -24,6 +25,7 @@ from attacks.sparse_decomposition import SparseDecomposition
 from attacks.tokens import Tokens
 
 ATTACKS: dict[str, Callable[[int], Attack]] = {
+    "auto": Auto,
     "dense_layer": lambda iterations: DenseLayer(),
     "sparse_decomposition": lambda iterations: SparseDecomposition(),
     "recursive_analytic": lambda iterations: RecursiveAnalytic(),
@@ -56,6 +58,7 @@ __all__ = [
     "ATTACKS",
     "Attack",
     "AttackOutcome",
+    "Auto",
     "Dager",
     "DenseLayer",
     "GradientMatching",

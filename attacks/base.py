@@ -36,6 +36,23 @@ class ThreatModel:
     assumptions: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What became of one attack of several that were tried on the same observation.
+
+    Attributes:
+        attack: Its name.
+        failure: Why it gave nothing that can be relied on, in words; ``None`` for the one that verified itself.
+        seconds: Wall time.
+        evaluations: How many gradients of the model it took.
+    """
+
+    attack: str
+    failure: str | None
+    seconds: float
+    evaluations: int
+
+
 @dataclass(frozen=True, eq=False)
 class Guess:
     """What an attack believes to be behind an observation.
@@ -47,6 +64,10 @@ class Guess:
             completely, about 1 when it explains nothing.
         evaluations: How many gradients of the model it took.
         tokens: Of text, the ids that occur, rising, each once; an attack that says this much may give no images.
+        fired: Of several attacks tried, the one that the guess is from.
+        assumed: What that one assumes.
+        verified: Whether the guess explains the observation, by its gradients taken again; ``None``: not asked.
+        tried: All that were tried, in order.
     """
 
     images: Images
@@ -54,6 +75,10 @@ class Guess:
     residual: float
     evaluations: int
     tokens: NDArray[np.int64] | None = None
+    fired: str | None = None
+    assumed: tuple[str, ...] = ()
+    verified: bool | None = None
+    tried: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +95,11 @@ class Reconstruction:
         evaluations: How many gradients of the model it took.
         seconds: Wall time.
         failure: Why there is no guess, in words; ``None`` when there is one.
-        tokens: As in ``Guess``.
+        tokens: As in ``Guess``, like all below.
+        fired: Which attack the guess is from, when several were tried.
+        assumed: What that one assumes.
+        verified: Whether the guess explains the observation.
+        tried: All that were tried.
     """
 
     attack: str
@@ -82,6 +111,10 @@ class Reconstruction:
     seconds: float
     failure: str | None = None
     tokens: NDArray[np.int64] | None = None
+    fired: str | None = None
+    assumed: tuple[str, ...] = ()
+    verified: bool | None = None
+    tried: tuple[Attempt, ...] = ()
 
 
 class Attack(Protocol):
@@ -135,6 +168,10 @@ def attempt(attack: Attack, view: View, index: int, rng: np.random.Generator) ->
         guess.evaluations,
         seconds,
         tokens=guess.tokens,
+        fired=guess.fired,
+        assumed=guess.assumed,
+        verified=guess.verified,
+        tried=guess.tried,
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks.base import Attack, Image, Images, Reconstruction, attempt
-from attacks.scoring import Scores, compare, score
+from attacks.base import Attack, Attempt, Image, Images, Reconstruction, attempt
+from attacks.scoring import Scores, compare, nearest, score
 from attacks.text_scoring import TextScores, score_text
 from privfed.transcript import Kind, Observation, Observer, View
 
@@ -43,6 +44,12 @@ class AttackOutcome:
         original: That example ``[*shape]``.
         reconstruction: The image behind ``best`` ``[*shape]``.
         text: Of text; then all from ``best`` to ``reconstruction`` is empty or ``None``.
+        fired: Of several attacks tried (``attacks.auto``), the one that the guess is from.
+        assumed: What that one assumes.
+        verified: Whether its guess explains the observation, without the truth; ``None`` when not asked.
+        tried: All that were tried, with their reasons.
+        identified: Whether the true example is nearer to the reconstruction than any held-out one; ``None`` when
+            there are none to choose from.
     """
 
     observer: Observer
@@ -63,6 +70,11 @@ class AttackOutcome:
     original: Image | None = None
     reconstruction: Image | None = None
     text: TextScores | None = None
+    fired: str | None = None
+    assumed: tuple[str, ...] = ()
+    verified: bool | None = None
+    tried: tuple[Attempt, ...] = ()
+    identified: bool | None = None
 
 
 def run_attacks(
@@ -74,6 +86,7 @@ def run_attacks(
     *,
     max_observations: int = 5,
     progress: Progress | None = None,
+    held_out: NDArray[Any] | None = None,
 ) -> list[AttackOutcome]:
     """Run every attack whose threat model names the view's observer on a selection of its observations.
 
@@ -85,6 +98,7 @@ def run_attacks(
         rng: Every attack on every observation gets a stream of its own, so none disturbs another.
         max_observations: How many are attacked, spread over kinds and rounds (``choose``).
         progress: Told about each outcome.
+        held_out: Examples that nobody trained on, ``[m, *shape]`` in [0, 1]; the true one has to be nearer.
 
     Raises:
         RuntimeError: An attack broke on an observation: a fault of the program, never a result.
@@ -101,7 +115,7 @@ def run_attacks(
         for reconstruction in found:
             if reconstruction.failure is None and examples is None:
                 examples = truth(view.observations[index])
-            outcomes.append(_outcome(view, reconstruction, examples, mean_image))
+            outcomes.append(_outcome(view, reconstruction, examples, mean_image, held_out))
             if progress is not None:
                 progress(len(outcomes), len(chosen) * len(suited), outcomes[-1])
     return outcomes
@@ -123,6 +137,7 @@ def _outcome(
     found: Reconstruction,
     examples: tuple[Images, NDArray[np.int64]] | None,
     mean_image: Image,
+    held_out: NDArray[Any] | None,
 ) -> AttackOutcome:
     seen = view.observations[found.observation]
     who = (view.observer, seen.kind, seen.round, seen.contributors, found.attack)
@@ -130,11 +145,19 @@ def _outcome(
     if found.failure is not None or examples is None:
         return AttackOutcome(*who, *cost)
     images = np.asarray(examples[0], np.float64)
+    how: dict[str, Any] = {
+        "fired": found.fired,
+        "assumed": found.assumed,
+        "verified": found.verified,
+        "tried": found.tried,
+    }
     if view.model.embedding is not None:
-        return AttackOutcome(*who, *cost, len(images), text=score_text(found.images, found.tokens, images))
+        text = score_text(found.images, found.tokens, images)
+        return AttackOutcome(*who, *cost, len(images), text=text, **how)
     scores = score(found.images, found.labels, images, examples[1])
     comparison = compare(scores, images, mean_image)
     best = scores[comparison.best]
+    identified = None if held_out is None else nearest(found.images[comparison.best], best.mse, held_out)
     return AttackOutcome(
         *who,
         *cost,
@@ -146,6 +169,8 @@ def _outcome(
         comparison.target_margin_db,
         images[best.target].copy(),
         found.images[comparison.best].copy(),
+        identified=identified,
+        **how,
     )
 
 

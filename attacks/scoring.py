@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +122,12 @@ def _check(images: Images, truth: Images) -> None:
     for what, values in (("a reconstruction", images), ("the truth", truth)):
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
             raise ValueError(f"{what} has pixels that are not finite or outside [0, 1]: scale them first")
+
+
+def nearest(image: Image, mse: float, held_out: NDArray[np.floating[Any]]) -> bool:
+    """Whether ``image``, at ``mse`` from its true example, is farther from all of ``held_out`` ``[m, *shape]``."""
+    axes = tuple(range(1, held_out.ndim))
+    return bool(mse < np.mean((held_out - image) ** 2, axis=axes).min())
 
 
 def trivial_guesses(mean_image: Image) -> dict[str, Image]:

@@ -68,9 +68,15 @@ def train(experiment: Experiment, out: Out, overrides: Overrides = [], as_json: 
 def attack(
     experiment: Experiment,
     observer: Annotated[str, typer.Option(help="Whose view is attacked, or all.")] = "all",
-    method: Annotated[str, typer.Option("--attack", help="Which attack, or all of the settings.")] = "all",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--attack",
+            help="An attack's name; auto: cheapest first, until one verifies itself; all: those of the settings.",
+        ),
+    ] = "all",
     targets: Annotated[int | None, typer.Option(min=1, help="Observations attacked for each observer.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for attack.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run and attack.json.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     as_json: AsJson = False,
 ) -> None:
@@ -85,11 +91,13 @@ def attack(
     from privfed.runs import run_attack
 
     console = Console(quiet=as_json)
-    outcomes = run_attack(settings, observer, out, console)
+    found = run_attack(settings, observer, out, console)
     if as_json:
-        print_json({"outcomes": outcomes})
+        print_json(found)
     else:
-        console.outcomes(outcomes)
+        console.attacks(found["summary"])
+        if out:
+            console.path("outcomes", out / "attack.json")
 
 
 @app.command()

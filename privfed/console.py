@@ -127,14 +127,28 @@ class Console:
         """One paragraph of a result."""
         self._out.print(text, markup=False)
 
-    def outcomes(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One line for each attack."""
-        keys = ("observer", "kind", "round", "attack", "psnr", "margin_db", "failure")
-        self.table("Attacks", [{key: row[key] for key in keys} for row in rows])
+    def attacks(self, summary: Sequence[Mapping[str, Any]]) -> None:
+        """One line for each observer, kind of vector and attack; intervals are of 95 %."""
+        keys = ("observer", "kind", "attack", "targets", "failed", "verified")
+        figures = ("exact", "identified", "psnr", "trivial_psnr")
+        rows = [{key: row[key] for key in keys} | {key: _interval(row[key]) for key in figures} for row in summary]
+        self.table("Attacks, with 95 % intervals", rows)
+        for row in summary:
+            if row["text"]:
+                scores = {name: _interval(value) for name, value in row["text"].items()}
+                self.figures(scores, f"{row['attack']} on text, {row['observer']}")
 
     def path(self, label: str, path: Path) -> None:
         """Where a result lies, on a line of its own that can be copied whole."""
         self._out.print(f"{label}: {path}", markup=False, soft_wrap=True)
+
+
+def _interval(figure: Mapping[str, float | None] | None) -> str:
+    if figure is None:
+        return "–"
+    if figure["low"] is None:
+        return show(figure["value"])
+    return f"{show(figure['value'])} ({show(figure['low'])} to {show(figure['high'])})"
 
 
 def show(value: Any) -> str:

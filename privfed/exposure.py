@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,14 +82,25 @@ def own_updates(
     return Setting(OWN_UPDATES, defence, transcript, experiment.population, observers)
 
 
-def attack_all(experiment: Experiment, settings: Sequence[Setting], console: Console) -> list[Exposure]:
-    """Run the configured attacks on every observer's view of every setting."""
+def attack_all(
+    experiment: Experiment,
+    settings: Sequence[Setting],
+    console: Console,
+    keep: Callable[[AttackOutcome], None] | None = None,
+) -> list[Exposure]:
+    """Run the configured attacks on every observer's view of every setting; ``keep`` is given each outcome."""
     chosen = experiment.settings.attacks
     methods = [create(name, iterations=chosen.iterations) for name in chosen.methods]
     views = list(_views(experiment, settings))
     exposures: list[Exposure] = []
     steps = sum(min(chosen.targets, len(view.observations)) * len(methods) for _, view in views)
     with console.progress("attacks", steps) as advance:
+
+        def note(who: str, _done: int, _steps: int, newest: AttackOutcome) -> None:
+            if keep is not None:
+                keep(newest)
+            advance(who)
+
         for index, (setting, view) in enumerate(views):
             label = view.observer.value
             outcomes = run_attacks(
@@ -98,7 +110,8 @@ def attack_all(experiment: Experiment, settings: Sequence[Setting], console: Con
                 setting.population.mean_image(),
                 np.random.default_rng([chosen.seed, index]),
                 max_observations=chosen.targets,
-                progress=lambda *_, who=label: advance(who),
+                progress=partial(note, label),
+                held_out=held_out(setting.population),
             )
             exposures += [Exposure(setting.workload, setting.defence, outcome) for outcome in outcomes]
     return exposures
@@ -111,6 +124,13 @@ def examples_behind(population: Population, seen: Observation) -> tuple[NDArray[
         np.concatenate([part[0] for part in parts]).astype(np.float64),
         np.concatenate([part[1] for part in parts]).astype(np.int64),
     )
+
+
+def held_out(population: Population) -> NDArray[np.float32] | None:
+    """Test examples to tell the true one from; ``None`` of text, where no distance means anything."""
+    if population.tokens is not None or not len(population.test_features):
+        return None
+    return population.as_float(population.test_features)
 
 
 def _views(experiment: Experiment, settings: Sequence[Setting]) -> Iterator[tuple[Setting, View]]:

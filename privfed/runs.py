@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from attacks import AttackOutcome
+from privfed.attack_scores import outcome_values, summarise
 from privfed.config import Settings
 from privfed.console import Advance, Console
 from privfed.errors import SettingError, Stopped
@@ -57,18 +59,41 @@ def _evaluate_held_out(experiment: Experiment, result: TrainingResult, folder: R
     return found.accuracy.as_json()
 
 
-def run_attack(settings: Settings, observer: str, out: Path | None, console: Console) -> list[dict[str, Any]]:
-    """Train as configured and attack what ``observer`` (or ``all``) saw; returns plain values by outcome."""
+def run_attack(settings: Settings, observer: str, out: Path | None, console: Console) -> dict[str, Any]:
+    """Train as configured and attack what ``observer`` (or ``all``) saw; returns outcomes and their summary.
+
+    Each outcome is in ``attack.jsonl`` as soon as it is there, and ``attack.json`` has them all in the end.
+
+    Raises:
+        Stopped: An interrupt; the outcomes until then are in both files.
+    """
     observers = _observers(observer)
     settings = settings.model_copy(update={"attacks": settings.attacks.model_copy(update={"enabled": True})})
     folder = RunFolder(out, settings) if out else None
     experiment = compose(settings)
     result = train_protected(experiment, folder, console)
     setting = own_updates(experiment, result.transcript, AS_CONFIGURED, observers)
-    outcomes = [exposure_values(exposure) for exposure in attack_all(experiment, [setting], console)]
+    rows: list[dict[str, Any]] = []
+    stopped = False
+    with ExitStack() as stack:
+        lines = stack.enter_context(MetricsFile(out / "attack.jsonl")) if out else None
+
+        def keep(outcome: AttackOutcome) -> None:
+            rows.append(outcome_values(outcome))
+            if lines is not None:
+                lines.write(rows[-1])
+
+        try:
+            attack_all(experiment, [setting], console, keep)
+        except KeyboardInterrupt:
+            stopped = True
+    found = {"status": "partial" if stopped else "complete", "outcomes": rows, "summary": summarise(rows)}
     if out:
-        write_text(out / "attack.json", json.dumps(outcomes, indent=2, allow_nan=False) + "\n")
-    return outcomes
+        write_text(out / "attack.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    if stopped:
+        kept = f", kept in {out}" if out else ""
+        raise Stopped(f"stopped after {len(rows)} outcomes{kept}", 130)
+    return found
 
 
 def run_audit(settings: Settings, out: Path, console: Console) -> Any:

@@ -23,6 +23,7 @@ EVERYBODY = (
     "privfed.experiment",
     "privfed.runs",
     "privfed.exposure",
+    "privfed.attack_scores",
     "privfed.verification",
     "privfed.audit.assemble",
     "privfed.sweep.worker",

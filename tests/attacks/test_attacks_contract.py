@@ -13,6 +13,7 @@ from attacks import ATTACKS, attempt, create
 from privfed.transcript import Kind, Observation, Observer, View
 
 SUITED = {
+    "auto": ("mlp", [4, 5, 6]),
     "dager": ("transformer", [4, 5]),
     "dense_layer": ("softmax", [4, 5, 6]),
     "gradient_matching": ("softmax", [4, 5, 6]),
