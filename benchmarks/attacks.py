@@ -121,7 +121,7 @@ ROWS = {
     "gradient-matching-cnn": matching(1, 0.0, model="cnn", settings={"batch": 1, "iterations": 300}, targets=10),
     "gradient-matching-trained": matching(1, 0.0, trained=300, targets=50),
     "local-training": matching(
-        2, 0.0, attack="local_training", settings={"examples": 2}, epochs=3, step=1, targets=20
+        2, 0.0, attack="local_training", settings={"examples": 2, "iterations": 1500}, epochs=3, step=1, targets=20
     ),
     "local-training-one-step": matching(2, 0.0, epochs=3, step=1, targets=20),
     "dlg": matching(1, 0.0, attack="dlg", settings={"iterations": 300}, targets=50),
