@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import attacks_active
+import attacks_membership
 import attacks_peers
 import attacks_text
 import table
@@ -282,6 +283,9 @@ def measure(name: str, targets: int | None, data: Path, progress: bool) -> dict[
     if name in attacks_active.ROWS:
         active = attacks_active.ROWS[name]
         return attacks_active.run(active, targets or active.targets, data, images(data), DRAWS, LEARNING_RATE)
+    if name in attacks_membership.ROWS:
+        membership = attacks_membership.ROWS[name]
+        return attacks_membership.run(membership, targets or membership.targets, data)
     return run(ROWS[name], targets or ROWS[name].targets, data, progress)
 
 
@@ -304,7 +308,7 @@ def side_by_side(peers: list[str], batch: int, targets: int, data: Path) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*ROWS, *attacks_text.ROWS, *attacks_active.ROWS]
+    names = [*ROWS, *attacks_text.ROWS, *attacks_active.ROWS, *attacks_membership.ROWS]
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--row", choices=[*names, "all"])
     what.add_argument("--peers", choices=[*attacks_peers.PEERS, "none"], help="Side by side on LeNet's gradients.")

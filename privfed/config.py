@@ -258,8 +258,18 @@ class Audit(Section):
 
     baseline: bool = True
     """Train once more without clipping, noise, masking and dropouts, for accuracy's price."""
-    membership: bool = True
-    """Loss-threshold membership inference on the released model."""
+    membership: list[Literal["loss", "lira", "lira_offline", "rmia", "rmia_offline"]] = ["loss"]
+    """Membership inference on the released model; an empty list for none."""
+    shadow_models: Annotated[int, Field(ge=2, le=1024, multiple_of=2)] = 4
+    """Of LiRA and RMIA: trainings with the same settings on halves of the pool, each with its complement."""
+
+    @model_validator(mode="after")
+    def _each_method_once_and_with_models_enough(self) -> Audit:
+        if len(self.membership) != len(set(self.membership)):
+            raise ValueError(f"membership names a method twice: {', '.join(self.membership)}")
+        if self.shadow_models < 4 and any(name.startswith("lira") for name in self.membership):
+            raise ValueError(f"shadow_models = {self.shadow_models} is too few for lira, which needs 4")
+        return self
 
 
 class Settings(Section):

@@ -57,6 +57,7 @@ class Experiment:
         model: What is trained.
         noise_multiplier: Given or calibrated; ``None`` without a mechanism.
         held_out: Clients that do not train.
+        start: Weights to start from; the model's own, by the seed, when not given.
     """
 
     settings: Settings
@@ -64,6 +65,7 @@ class Experiment:
     model: Model
     noise_multiplier: float | None
     held_out: Population | None = None
+    start: Vector | None = None
 
     @cached_property
     def sampling(self) -> SamplingScheme:
@@ -231,7 +233,7 @@ class Experiment:
     @cached_property
     def initial_weights(self) -> Vector:
         """The public starting point ``[d]``."""
-        return self.model.initial_vector(self.settings.training.seed)
+        return self.model.initial_vector(self.settings.training.seed) if self.start is None else self.start
 
     @cached_property
     def recorded_rounds(self) -> tuple[int, ...]:

@@ -99,8 +99,7 @@ def run_attack(settings: Settings, observer: str, out: Path | None, console: Con
 def run_audit(settings: Settings, out: Path, console: Console) -> Any:
     """Train with and without protection, attack, account, and write the report; returns the evidence."""
     from privfed.audit.assemble import Material, assemble
-    from privfed.audit.membership import loss_threshold_membership
-    from privfed.federated.evaluation import per_example_losses
+    from privfed.membership import infer_membership
     from privfed.report import write_report
 
     started = time.perf_counter()
@@ -116,13 +115,7 @@ def run_audit(settings: Settings, out: Path, console: Console) -> Any:
             tried.append(own_updates(experiment, baseline.transcript, NO_DEFENCE, open_views))
         tried.append(own_updates(experiment, result.transcript, AS_CONFIGURED, list(Observer)))
         exposures = attack_all(experiment, tried, console)
-    membership = None
-    if settings.audit.membership:
-        data, losses = experiment.population, per_example_losses(experiment.model)
-        membership = loss_threshold_membership(
-            losses(result.weights, data.as_float(data.features), data.labels)[0],
-            losses(result.weights, data.as_float(data.test_features), data.test_labels)[0],
-        )
+    membership = infer_membership(experiment, result.weights, console) if settings.audit.membership else None
     evidence = assemble(
         Material(experiment, folder, result, baseline, exposures, membership, time.perf_counter() - started)
     )

@@ -132,8 +132,8 @@ def test_fixed_cohort_larger_than_the_population() -> None:
 
 
 def test_overrides_win_and_create_tables() -> None:
-    changed = load_settings(DIGITS, ["privacy.epsilon=4", "audit.membership=false", 'model.name="lenet"'])
-    assert (changed.privacy.epsilon, changed.audit.membership, changed.model.name) == (4.0, False, "lenet")
+    changed = load_settings(DIGITS, ["privacy.epsilon=4", "audit.membership=[]", 'model.name="lenet"'])
+    assert (changed.privacy.epsilon, changed.audit.membership, changed.model.name) == (4.0, [], "lenet")
     assert changed.fingerprint() != load_settings(DIGITS).fingerprint()
 
 

@@ -24,6 +24,7 @@ EVERYBODY = (
     "privfed.runs",
     "privfed.exposure",
     "privfed.attack_scores",
+    "privfed.membership",
     "privfed.verification",
     "privfed.audit.assemble",
     "privfed.sweep.worker",

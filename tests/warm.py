@@ -14,6 +14,7 @@ import attacks
 import privfed.audit.assemble
 import privfed.audit.membership
 import privfed.cli
+import privfed.membership
 import privfed.report
 import privfed.runs
 import privfed.verification

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from privfed import __version__
 from privfed.audit import evidence as ev
-from privfed.audit.membership import LossThresholdMembership
+from privfed.audit.membership import OperatingPoint
 from privfed.config import SecureAggregation as SecureAggregationSettings
 from privfed.federated.aggregation import round_threshold
 from privfed.federated.cohorts import abort_probability
@@ -27,6 +27,7 @@ from privfed.transcript import Observer
 if TYPE_CHECKING:
     from privfed.experiment import Experiment
     from privfed.exposure import Exposure
+    from privfed.membership import MembershipFindings
 
 PACKAGES = ("tensorflow", "tensorflow-federated", "dp-accounting", "cryptography", "numpy")
 UNNOISED = (
@@ -55,7 +56,7 @@ class Material:
     result: TrainingResult
     baseline: TrainingResult | None
     exposures: list[Exposure]
-    membership: LossThresholdMembership | None
+    membership: MembershipFindings | None
     seconds: float
 
 
@@ -379,14 +380,36 @@ def _ledger(m: Material) -> ev.Ledger:
     )
 
 
-def _membership(found: LossThresholdMembership | None) -> ev.Membership | None:
+def _membership(found: MembershipFindings | None) -> ev.Membership | None:
     if found is None:
         return None
     return ev.Membership(
-        auc=found.auc,
-        tpr_at_1_percent_fpr=found.tpr_at_fpr[0.01],
-        tpr_at_0_1_percent_fpr=found.tpr_at_fpr[0.001],
-        members=found.members,
-        non_members=found.non_members,
-        roc=found.roc,
+        non_members_from=found.non_members_from,
+        shadow_models=found.shadow_models,
+        attacks=tuple(
+            ev.MembershipAttack(
+                method=attack.method,
+                unit=attack.unit,
+                members=attack.members,
+                non_members=attack.non_members,
+                assumption=attack.assumption,
+                auc=attack.auc,
+                at_1_percent_fpr=_operating_point(attack.points[0.01]),
+                at_0_1_percent_fpr=_operating_point(attack.points[0.001]),
+                roc=attack.shown_roc(),
+            )
+            for attack in found.attacks
+        ),
+    )
+
+
+def _operating_point(point: OperatingPoint | None) -> ev.OperatingPoint | None:
+    if point is None:
+        return None
+    return ev.OperatingPoint(
+        fpr_at_most=point.limit,
+        fpr=point.fpr,
+        fpr_interval=point.fpr_interval,
+        tpr=point.tpr,
+        tpr_interval=point.tpr_interval,
     )

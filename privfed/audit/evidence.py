@@ -290,16 +290,42 @@ class Ledger(PrivacyLoss):
     weights_sha256: Sha256 | None
 
 
-class Membership(Part):
-    """Loss-threshold membership inference on the released model (Yeom et al. 2018, Adversary 1)."""
+class OperatingPoint(Part):
+    """What an attack finds at a bounded rate of false alarms; intervals are Clopper-Pearson, 95 %."""
 
-    auc: Share
-    tpr_at_1_percent_fpr: Share
-    tpr_at_0_1_percent_fpr: Share
+    fpr_at_most: Share
+    fpr: Share
+    """Measured; at most the bound."""
+    fpr_interval: tuple[Share, Share]
+    tpr: Share
+    tpr_interval: tuple[Share, Share]
+
+
+class MembershipAttack(Part):
+    """One attack on the membership of examples, or of clients, in the released model."""
+
+    method: str
+    unit: Literal["example", "client"]
     members: Count
     non_members: Count
+    assumption: str
+    """What the attacker was given beside the model."""
+    auc: Share
+    at_1_percent_fpr: OperatingPoint | None
+    """``None`` where the non-members are too few to resolve the rate."""
+    at_0_1_percent_fpr: OperatingPoint | None
     roc: tuple[tuple[Share, Share], ...]
     """``(false-positive rate, true-positive rate)``, from (0, 0) to (1, 1)."""
+
+
+class Membership(Part):
+    """Membership inference on the released model, by method and unit."""
+
+    non_members_from: str
+    """Whether members and non-members differ in membership alone rests on this."""
+    shadow_models: Count
+    """Trained on random halves of members and non-members; 0 where no method needs any."""
+    attacks: Annotated[tuple[MembershipAttack, ...], Field(min_length=1)]
 
 
 class UnnoisedQuantity(Part):

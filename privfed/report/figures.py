@@ -13,11 +13,12 @@ from privfed.audit.evidence import (
     Accuracy,
     AccuracyPoint,
     Membership,
+    MembershipAttack,
     ObserverEvidence,
     RoundEvidence,
 )
 from privfed.report import svg
-from privfed.report.numbers import count, decibels, epsilon, percent, points, ratio
+from privfed.report.numbers import count, decibels, epsilon, percent, points, ratio, words
 from privfed.report.selection import FIGURE_POINTS, Group, evenly, selection_note, shortened
 
 HATCH = Markup(
@@ -26,6 +27,8 @@ HATCH = Markup(
 )
 PLOT_X = (svg.LEFT, svg.WIDTH - svg.RIGHT)
 PLOT_Y = (svg.HEIGHT - svg.BOTTOM, svg.TOP)
+CURVES = ("curve first", "curve second", "curve third", "curve fourth", "curve fifth")
+"""Told apart by their dashes too: pages are printed without colour."""
 
 
 @dataclass(frozen=True)
@@ -186,20 +189,67 @@ def reconstruction_figure(groups: Sequence[Group]) -> Figure:
     return Figure(title, drawn, caption)
 
 
-def membership_figure(membership: Membership) -> Figure:
-    """ROC curve of loss-threshold membership inference."""
-    title = "Membership inference"
+def membership_figures(membership: Membership) -> list[Figure]:
+    """ROC curves of membership inference, one figure with linear and one with logarithmic axes for each unit."""
+    found = []
+    for unit in ("example", "client"):
+        attacks = [attack for attack in membership.attacks if attack.unit == unit]
+        if attacks:
+            found += [_roc(f"Which {unit}s were trained on", f"fig-roc-{unit}", attacks), _log_roc(unit, attacks)]
+    return found
+
+
+def _roc(title: str, name: str, attacks: Sequence[MembershipAttack]) -> Figure:
     x = svg.axis(0, 1, PLOT_X, lambda v: percent(v, 0))
     y = svg.axis(0, 1, PLOT_Y, lambda v: percent(v, 0))
-    parts = svg.frame(x, y, "non-members taken for members", "members found")
-    parts.append(svg.line((x.start, y.start), (x.end, y.end), "reference"))
-    places = [(x.place(fpr), y.place(tpr)) for fpr, tpr in evenly(membership.roc, FIGURE_POINTS)]
-    parts.append(svg.path(places, "curve first"))
+    best = max(attacks, key=lambda attack: attack.auc)
     caption = (
-        f"On the dashed diagonal, whoever guesses from the released model's loss who took part does as well as by "
-        f"tossing a coin. Area under the curve: {membership.auc:.3f}; a coin reaches 0.5."
+        "On the dashed diagonal, whoever guesses from the released model who took part does as well as by tossing "
+        f"a coin. Largest area under a curve: {best.auc:.3f} ({words(best.method)}); a coin reaches 0.5."
     )
-    return Figure(title, svg.drawing("fig-roc", title, caption, parts), caption)
+    return _roc_figure((name, title, caption), x, y, attacks, (0.0, 1.0))
+
+
+def _log_roc(unit: str, attacks: Sequence[MembershipAttack]) -> Figure:
+    title = f"Which {unit}s, with few false alarms"
+    # One decade more than the non-members resolve would show a single false alarm's worth of chance.
+    low = 10.0 ** math.floor(-math.log10(max(2, min(attack.non_members for attack in attacks))))
+    x, y = (svg.log_axis(low, 1, span, _log_percent) for span in (PLOT_X, PLOT_Y))
+    caption = (
+        "The same curves on logarithmic axes. What lies above the diagonal at the left is found with hardly any "
+        "false alarm: the few people that an average over everybody hides."
+    )
+    return _roc_figure((f"fig-roc-{unit}-log", title, caption), x, y, attacks, (low, 1.0))
+
+
+def _roc_figure(
+    names: tuple[str, str, str],
+    x: svg.Axis,
+    y: svg.Axis,
+    attacks: Sequence[MembershipAttack],
+    diagonal: tuple[float, float],
+) -> Figure:
+    """One curve a method; ``names`` are the id, the title and the caption."""
+    name, title, caption = names
+    parts = svg.frame(x, y, "non-members taken for members", "members found")
+    ends = [(x.place(value), y.place(value)) for value in diagonal]
+    parts.append(svg.line(ends[0], ends[1], "reference"))
+    low = diagonal[0]
+    for classes, attack in zip(CURVES, attacks, strict=False):
+        places = [
+            (x.place(max(fpr, low)), y.place(max(tpr, low)))
+            for fpr, tpr in evenly(attack.roc, FIGURE_POINTS)
+            if fpr >= low
+        ]
+        parts.append(svg.path(places, classes))
+    names_of = [words(attack.method) for attack in attacks]
+    parts += svg.legend(list(zip(CURVES, names_of, strict=False)), y=y.start + 58, left=2)
+    height = svg.HEIGHT + 24
+    return Figure(title, svg.drawing(name, title, caption, parts, height), caption)
+
+
+def _log_percent(value: float) -> str:
+    return f"{100 * value:g} %".replace(" ", "\u00a0")
 
 
 def _round_figure(

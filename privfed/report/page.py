@@ -16,7 +16,7 @@ from privfed.report.figures import (
     accuracy_figure,
     clipping_figure,
     epsilon_figure,
-    membership_figure,
+    membership_figures,
     noise_figure,
     reconstruction_figure,
 )
@@ -51,7 +51,7 @@ def render_html(evidence: Evidence) -> str:
             reconstructions=reconstruction_figure(groups),
             clipping=clipping_figure(evidence.rounds),
             noise=noise_figure(evidence.rounds),
-            roc=membership_figure(evidence.membership) if evidence.membership else None,
+            rocs=membership_figures(evidence.membership) if evidence.membership else [],
             workloads=_by_workload(groups),
             groups_note=_groups_note(evidence, groups),
             rounds=rounds,

@@ -27,6 +27,7 @@ class Axis:
         end: Pixel; below ``start`` on an upward axis.
         ticks: Values.
         label: What a tick says.
+        logarithmic: Whether equal ratios, and not equal differences, are equally far apart.
     """
 
     low: float
@@ -35,10 +36,14 @@ class Axis:
     end: float
     ticks: tuple[float, ...]
     label: Callable[[float], str]
+    logarithmic: bool = False
 
     def place(self, value: float) -> float:
         """Pixel of a value."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        low, high = self.low, self.high
+        if self.logarithmic:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
 def axis(
@@ -72,6 +77,13 @@ def axis(
     if not tight:
         low, high = ticks[0], ticks[-1]
     return Axis(low, high, span[0], span[1], ticks, label)
+
+
+def log_axis(low: float, high: float, span: tuple[float, float], label: Callable[[float], str]) -> Axis:
+    """An axis in decades, from one power of ten to another."""
+    first, last = round(math.log10(low)), round(math.log10(high))
+    ticks = tuple(10.0**power for power in range(first, last + 1))
+    return Axis(ticks[0], ticks[-1], span[0], span[1], ticks, label, logarithmic=True)
 
 
 def round_step(rough: float) -> float:

@@ -107,7 +107,7 @@ def test_images_and_figures_have_words_for_those_who_do_not_see_them() -> None:
     assert page.all("img")
     assert all(image["attrs"]["alt"] for image in page.all("img"))
     figures = page.all("svg", role="img")
-    assert len(figures) == 6
+    assert len(figures) == 7
     ids = {e["attrs"]["id"]: e["text"] for e in page.elements if "id" in e["attrs"]}
     for figure in figures:
         assert all(len(ids[name]) > 10 for name in figure["attrs"]["aria-labelledby"].split())

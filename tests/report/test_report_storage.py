@@ -125,7 +125,7 @@ def change(path: str, value: Any) -> dict[str, Any]:
         ("attacks.0.psnr", "inf", "number"),
         ("attacks.0.original", "https://evil.example/x.png", "pattern"),
         ("run.created", "yesterday", "pattern"),
-        ("membership.roc", [[0, 0, 0]], "2 items"),
+        ("membership.attacks.0.roc", [[0, 0, 0]], "2 items"),
     ],
 )
 def test_schema_and_reader_refuse_the_same(path: str, value: Any, words: str, tmp_path: Path) -> None:
