@@ -336,7 +336,9 @@ def main() -> None:
     for name in names if arguments.row == "all" else [arguments.row]:
         result = {"row": name, **measure(name, arguments.targets, arguments.data, not arguments.json)}
         results[name] = result
-        if not arguments.json:
+        if name in attacks_membership.ROWS and not arguments.json:
+            print(attacks_membership.table(result))
+        elif not arguments.json:
             print(
                 f"{name}: {result['success_rate']:.1%} of {result['targets']}, PSNR {result.get('psnr_median')}, "
                 f"{result['seconds_median']:.3f} s{'' if result['reached'] else ', NOT REACHED'}"

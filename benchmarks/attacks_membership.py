@@ -63,6 +63,17 @@ def run(row: MembershipRow, targets: int, data: Path) -> dict[str, Any]:
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """The figures as lines of text."""
+    lines = []
+    for setting, methods in result["results"].items():
+        for name, found in methods.items():
+            rates = (found["tpr_at_1_percent_fpr"], found["tpr_at_0_1_percent_fpr"])
+            one, tenth = ("not resolvable" if rate is None else f"{rate:.1%}" for rate in rates)
+            lines.append(f"{setting}, {name}: AUC {found['auc']:.3f}, TPR {one} at 1 % FPR, {tenth} at 0.1 %")
+    return "\n".join(lines)
+
+
 def _draw(row: MembershipRow, draw: int, data: Path) -> dict[str, Any]:
     """Results and test accuracy by defence."""
     import numpy as np
