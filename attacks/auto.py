@@ -24,6 +24,7 @@ from attacks.gradient import estimate_gradient, noise_variance
 from attacks.gradient_matching import GradientMatching
 from attacks.imprint import Imprint
 from attacks.inconsistency import ModelInconsistency
+from attacks.local_training import LocalTraining
 from attacks.recursive_analytic import RecursiveAnalytic
 from attacks.sparse_decomposition import SparseDecomposition
 from attacks.tokens import Tokens
@@ -71,7 +72,7 @@ class Auto:
         best: tuple[float, Guess] | None = None
         evaluations, seeds = 0, rng.integers(2**63, size=16)
         for number, attack in enumerate(self._candidates(view, seen)):
-            skipped = _skipped(attack, seen)
+            skipped = _skipped(attack, view.observer, seen)
             if skipped is not None:
                 tried.append(Attempt(attack.name, skipped, 0.0, 0))
                 continue
@@ -102,18 +103,22 @@ class Auto:
             # The search in [0, 1] has nothing to say about tokens.
             return Dager(), Tokens()
         batch, steps = view.plan.batch_size, view.plan.local_steps or view.plan.local_epochs
-        matching = [GradientMatching(self.iterations)]
+        matching: list[Attack] = [GradientMatching(self.iterations)]
         if seen.kind is Kind.CLIENT_UPDATE and steps == 1 and 1 < batch <= LARGEST_BATCH:
             matching.append(GradientMatching(self.iterations, batch=batch))
+        if steps > 1:
+            matching.append(LocalTraining(self.iterations))
         exact = (DenseLayer(), RecursiveAnalytic(), SparseDecomposition())
         return *exact, Imprint(), ModelInconsistency(), *matching
 
 
-def _skipped(attack: Attack, seen: Observation) -> str | None:
+def _skipped(attack: Attack, observer: Observer, seen: Observation) -> str | None:
     """Why an attack is not even tried, in words."""
     if isinstance(attack, Imprint | ModelInconsistency):
         return CRAFTED
-    if isinstance(attack, GradientMatching) and seen.kind is Kind.MASKED_UPLOAD:
+    if observer not in attack.threat.observers:
+        return f"is no attack of {observer.value}"
+    if isinstance(attack, GradientMatching | LocalTraining) and seen.kind is Kind.MASKED_UPLOAD:
         return "a search through gradients has nothing to match in a vector that its mask made uniform"
     return None
 
