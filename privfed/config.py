@@ -262,6 +262,12 @@ class Audit(Section):
     """Membership inference on the released model; an empty list for none."""
     shadow_models: Annotated[int, Field(ge=2, le=1024, multiple_of=2)] = 4
     """Of LiRA and RMIA: trainings with the same settings on halves of the pool, each with its complement."""
+    canaries: Annotated[int, Field(ge=0)] = 0
+    """Canary clients put into the training, each there or not by a fair coin: for an empirical ε; 0 for none."""
+    canary_kind: Literal["update", "input"] = "update"
+    """``update``: sends a random direction. ``input``: trains on random inputs with random labels."""
+    canary_control: bool = False
+    """Train once more without canaries, for what they cost in accuracy."""
 
     @model_validator(mode="after")
     def _each_method_once_and_with_models_enough(self) -> Audit:
@@ -269,6 +275,16 @@ class Audit(Section):
             raise ValueError(f"membership names a method twice: {', '.join(self.membership)}")
         if self.shadow_models < 4 and any(name.startswith("lira") for name in self.membership):
             raise ValueError(f"shadow_models = {self.shadow_models} is too few for lira, which needs 4")
+        return self
+
+    @model_validator(mode="after")
+    def _canaries_fit(self) -> Audit:
+        if 0 < self.canaries < 20:
+            raise ValueError(f"canaries = {self.canaries} can show nothing: use 0, or at least 20")
+        if self.canary_control and not self.canaries:
+            raise ValueError(
+                "canary_control compares with a training without canaries: set canaries, or remove it"
+            )
         return self
 
 
@@ -299,7 +315,19 @@ class Settings(Section):
         self._check_masking()
         self._check_mechanism()
         self._check_training()
+        self._check_canaries()
         return self
+
+    def _check_canaries(self) -> None:
+        if not self.audit.canaries:
+            return
+        if self.privacy.mechanism != "gaussian":
+            raise Contradiction(
+                "audit.canaries",
+                self.audit.canaries,
+                f"they are scored against central Gaussian noise, and mechanism is {self.privacy.mechanism!r}",
+                'Use mechanism = "gaussian", or remove them',
+            )
 
     def _check_cohort(self) -> None:
         clients, cohort = self.data.known_clients, self.cohort

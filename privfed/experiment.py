@@ -8,7 +8,21 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from privfed.audit.canaries import (
+    LENGTH,
+    CanaryClients,
+    JoinedWork,
+    RandomUpdates,
+    Watched,
+    gathered,
+    normalised,
+    random_clients,
+    random_directions,
+)
 from privfed.config import Attacks as AttackSettings
+from privfed.config import Audit as AuditSettings
 from privfed.config import Cohort as CohortSettings
 from privfed.config import Privacy as PrivacySettings
 from privfed.config import SecureAggregation as SecureAggregationSettings
@@ -25,13 +39,13 @@ from privfed.errors import SettingError
 from privfed.executors.local import LocalClientWork, configure_threads
 from privfed.federated.aggregation import Aggregation, PlainAggregation, RingAggregation
 from privfed.federated.client_work import ClientWork, LocalTraining
-from privfed.federated.cohorts import sample_cohort
+from privfed.federated.cohorts import Cohort, sample_cohort
 from privfed.federated.evaluation import Evaluator
 from privfed.federated.rates import RateSchedule
 from privfed.federated.round import Round
 from privfed.federated.scaffold import Scaffold
 from privfed.federated.server_update import OPTIMIZERS, ServerOptimizer
-from privfed.federated.streams import Streams
+from privfed.federated.streams import Purpose, Streams
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, train
 from privfed.models.build import build_model
 from privfed.models.functional import Model, Vector
@@ -41,7 +55,7 @@ from privfed.privacy.ledger_entries import Header
 from privfed.privacy.ledger_report import spent_releases
 from privfed.privacy.mechanisms import ExampleGaussian, Mechanism, NoMechanism
 from privfed.privacy.plan import PrivacyPlan
-from privfed.privacy.sampling import SamplingScheme
+from privfed.privacy.sampling import FixedSizeSampling, PoissonSampling, SamplingScheme
 from privfed.schemes import sampling_scheme
 from privfed.secagg import ProtocolSum, RingSum
 from privfed.transcript import Plan
@@ -243,6 +257,44 @@ class Experiment:
             return ()
         return tuple(attacks.rounds) if attacks.rounds is not None else tuple(sorted({1, rounds} - {0}))
 
+    @cached_property
+    def canary_work(self) -> ClientWork | None:
+        """Local training of the audit's canaries; ``None`` without them."""
+        audit, seed = self.settings.audit, self.streams.key(Purpose.CANARIES, 1)
+        if not audit.canaries:
+            return None
+        if audit.canary_kind == "update":
+            assert self.settings.privacy.clip_norm is not None  # canaries go with a mechanism
+            directions = random_directions(audit.canaries, self.model.dimension, seed)
+            return RandomUpdates(directions, LENGTH * self.settings.privacy.clip_norm)
+        data = random_clients(self.population, audit.canaries, seed)
+        return LocalClientWork(self.model, data.features, data.labels, data.offsets, self.local_training)
+
+    @cached_property
+    def canaries(self) -> CanaryClients | None:
+        """The audit's canaries and their coins; ``None`` without them."""
+        work, count, dimension = self.canary_work, self.settings.audit.canaries, self.model.dimension
+        if work is None:
+            return None
+        updates = work(self.initial_weights, range(count), self.streams.key(Purpose.SHUFFLE, 0))
+        clients, rate = self.population.clients, 1.0
+        if isinstance(self.sampling, PoissonSampling):
+            rate = self.sampling.rate
+        elif isinstance(self.sampling, FixedSizeSampling):
+            rate = self.sampling.size / (clients + count)
+        return CanaryClients(
+            self.settings.audit.canary_kind,
+            clients,
+            np.random.default_rng(self.streams.key(Purpose.CANARIES, 2)).random(count) < 0.5,
+            normalised(gathered(updates, count, dimension)),
+            rate,
+        )
+
+    @cached_property
+    def watched(self) -> Watched | None:
+        """The mechanism under the auditor's eyes; ``None`` without canaries."""
+        return None if self.canaries is None else Watched(self.mechanism, self.canaries)
+
     @contextmanager
     def client_work(self) -> Iterator[ClientWork]:
         """Local training on the chosen executor; processes of its own end with the context."""
@@ -251,7 +303,10 @@ class Experiment:
             self.model, data.features, data.labels, data.offsets, self.local_training
         )
         with work if isinstance(work, AbstractContextManager) else nullcontext(work):
-            yield work
+            if self.watched is None or self.canary_work is None:
+                yield work
+            else:
+                yield JoinedWork(work, self.canary_work, data.clients, self.watched.note)
 
     def aggregation(self) -> Aggregation:
         """From updates to their sum, by the chosen mode."""
@@ -272,7 +327,7 @@ class Experiment:
         sizes, local = self.population.sizes, self.local_training
         return Round(
             work=work,
-            mechanism=self.mechanism,
+            mechanism=self.mechanism if self.watched is None else self.watched,
             aggregation=self.aggregation(),
             server=self.server,
             streams=self.streams,
@@ -282,6 +337,14 @@ class Experiment:
             server_rate=self.rates("server"),
             scaffold=Scaffold(local.learning_rate, local.steps_of(sizes)) if local.corrected else None,
         )
+
+    def sample(self, number: int) -> Cohort:
+        """The cohort of round ``number``; canaries are drawn as if they were further clients."""
+        clients, dropout = self.population.clients, self.settings.cohort.dropout
+        if self.canaries is None:
+            return sample_cohort(number, clients, self.sampling, dropout, self.streams)
+        drawn = sample_cohort(number, clients + self.canaries.count, self.sampling, dropout, self.streams)
+        return self.canaries.admit(drawn)
 
     def run(
         self,
@@ -297,9 +360,7 @@ class Experiment:
                 initial_weights=self.initial_weights,
                 rounds=self.rounds,
                 plan=self.plan,
-                sample=lambda number: sample_cohort(
-                    number, data.clients, self.sampling, settings.cohort.dropout, self.streams
-                ),
+                sample=self.sample,
                 evaluator=Evaluator(self.model, data.as_float(data.test_features), data.test_labels),
                 evaluate_every=settings.training.evaluate_every,
                 record_rounds=self.recorded_rounds,
@@ -313,11 +374,16 @@ class Experiment:
         settings = self.settings.model_copy(
             update={
                 "privacy": PrivacySettings(),
+                "audit": AuditSettings(),
                 "secure_aggregation": SecureAggregationSettings(),
                 "cohort": self.settings.cohort.model_copy(update={"dropout": CohortSettings().dropout}),
             }
         )
         return replace(self, settings=settings, noise_multiplier=None)
+
+    def without_canaries(self) -> Experiment:
+        """The same training without the audit's canaries, to measure what they cost."""
+        return replace(self, settings=self.settings.model_copy(update={"audit": AuditSettings()}))
 
     def open_ledger(self, path: Path) -> Ledger:
         """The run's ledger, new or gone on with."""
@@ -407,6 +473,8 @@ def compose(settings: Settings, population: Population | None = None) -> Experim
         assert experiment.privacy_plan is not None  # there is a mechanism
         noise = experiment.privacy_plan.calibrate(privacy.epsilon, privacy.against)
     experiment = replace(experiment, noise_multiplier=noise)
+    if experiment.canaries is not None and noise is not None:
+        experiment.canaries.check(noise)
     if experiment.rounds == 0:
         raise SettingError(
             "a single round spends more",

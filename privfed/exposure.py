@@ -78,7 +78,19 @@ def probe(experiment: Experiment) -> Setting:
 def own_updates(
     experiment: Experiment, transcript: Transcript, defence: str, observers: Sequence[Observer]
 ) -> Setting:
-    """The updates of a training's recorded rounds."""
+    """The updates of a training's recorded rounds; those of an audit's canaries are nobody's, and not attacked."""
+    last = experiment.population.clients
+    if experiment.canaries is not None:
+        records = [
+            replace(
+                record,
+                updates={c: v for c, v in record.updates.items() if c < last},
+                shares={c: v for c, v in record.shares.items() if c < last},
+                uploads={c: v for c, v in record.uploads.items() if c < last},
+            )
+            for record in transcript.records
+        ]
+        transcript = replace(transcript, records=records)
     return Setting(OWN_UPDATES, defence, transcript, experiment.population, observers)
 
 
@@ -119,7 +131,7 @@ def attack_all(
 
 def examples_behind(population: Population, seen: Observation) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The truth about an observation, for the scoring alone: every example of every client in it."""
-    parts = [population.client(client) for client in seen.clients]
+    parts = [population.client(client) for client in seen.clients if client < population.clients]
     return (
         np.concatenate([part[0] for part in parts]).astype(np.float64),
         np.concatenate([part[1] for part in parts]).astype(np.int64),

@@ -107,6 +107,9 @@ def run_audit(settings: Settings, out: Path, console: Console) -> Any:
     experiment = compose(settings)
     result = train_protected(experiment, folder, console)
     baseline = train_baseline(experiment, folder, console) if settings.audit.baseline else None
+    control = None
+    if settings.audit.canary_control:
+        control = _train(experiment.without_canaries(), None, None, "training without canaries", console)
     exposures: list[Exposure] = []
     if settings.attacks.enabled and settings.training.rounds:
         tried = [probe(experiment)]
@@ -117,7 +120,9 @@ def run_audit(settings: Settings, out: Path, console: Console) -> Any:
         exposures = attack_all(experiment, tried, console)
     membership = infer_membership(experiment, result.weights, console) if settings.audit.membership else None
     evidence = assemble(
-        Material(experiment, folder, result, baseline, exposures, membership, time.perf_counter() - started)
+        Material(
+            experiment, folder, result, baseline, exposures, membership, time.perf_counter() - started, control
+        )
     )
     write_report(evidence, out)
     return evidence

@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "privfed.errors",
         "privfed.federated",
         "privfed.models",
+        "privfed.privacy",
         "privfed.transcript",
     ),
     "privfed.audit.evidence": (),

@@ -8,9 +8,12 @@ import math
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from privfed import __version__
 from privfed.audit import evidence as ev
@@ -18,6 +21,7 @@ from privfed.audit.membership import OperatingPoint
 from privfed.config import SecureAggregation as SecureAggregationSettings
 from privfed.federated.aggregation import round_threshold
 from privfed.federated.cohorts import abort_probability
+from privfed.federated.streams import Purpose
 from privfed.federated.training import TrainingResult, digest
 from privfed.privacy.accounting import NO_CLIENT, Guarantee, marks
 from privfed.privacy.ledger_report import verify_ledger
@@ -25,11 +29,13 @@ from privfed.rundir import TRANSCRIPT, RunFolder
 from privfed.transcript import Observer
 
 if TYPE_CHECKING:
+    from privfed.audit.empirical import ObserverFinding
     from privfed.experiment import Experiment
     from privfed.exposure import Exposure
     from privfed.membership import MembershipFindings
 
 PACKAGES = ("tensorflow", "tensorflow-federated", "dp-accounting", "cryptography", "numpy")
+HISTOGRAM_BINS = 24
 UNNOISED = (
     ("training loss and accuracy", "means over the cohort's own examples; seen by the server, written to metrics"),
     ("clipped fraction, update norms, signal-to-noise", "computed from the updates before the noise"),
@@ -58,14 +64,16 @@ class Material:
     exposures: list[Exposure]
     membership: MembershipFindings | None
     seconds: float
+    control: TrainingResult | None = None
 
 
 def assemble(m: Material) -> ev.Evidence:
     """The evidence of a finished run."""
     observers = tuple(_observer(m, observer) for observer in Observer)
+    canaries = _canaries(m)
     return ev.Evidence(
         run=_run(m),
-        verdict=_verdict(m, observers),
+        verdict=_verdict(m, observers, canaries),
         observers=observers,
         accuracy=_accuracy(m),
         rounds=tuple(_rounds(m)),
@@ -73,8 +81,9 @@ def assemble(m: Material) -> ev.Evidence:
         secure_aggregation=_secure_aggregation(m),
         ledger=_ledger(m),
         membership=_membership(m.membership),
+        canaries=canaries,
         unnoised=tuple(ev.UnnoisedQuantity(name=name, why=why) for name, why in UNNOISED),
-        limits=(*LIMITS, *_abort_limit(m)),
+        limits=(*LIMITS, *_abort_limit(m), *_canary_limits(canaries)),
     )
 
 
@@ -205,7 +214,7 @@ def _best(m: Material, observer: Observer) -> ev.BestAttack | None:
     )
 
 
-def _verdict(m: Material, observers: tuple[ev.ObserverEvidence, ...]) -> ev.Verdict:
+def _verdict(m: Material, observers: tuple[ev.ObserverEvidence, ...], canaries: ev.Canaries | None) -> ev.Verdict:
     protected = [o for o in observers if o.protected]
     leaking = [o.observer for o in observers if o.best_attack and o.best_attack.margin_db >= ev.RECOVERY_MARGIN_DB]
     if not protected:
@@ -229,7 +238,13 @@ def _verdict(m: Material, observers: tuple[ev.ObserverEvidence, ...]) -> ev.Verd
         if leaking
         else " No attack tried on the run as configured beat a trivial guess by 1 dB."
     )
-    broken = {o.observer for o in protected} & set(leaking)
+    refuted = [o.observer for o in canaries.observers if o.flagged] if canaries else []
+    if refuted:
+        text += (
+            f" FLAGGED: canaries measure more than what is claimed against {' and '.join(refuted)}; "
+            "do not trust the claim before the cause is found."
+        )
+    broken = {o.observer for o in protected} & {*leaking, *refuted}
     level = "exposed" if broken else "partly" if open_to else "protected"
     return ev.Verdict(level=level, text=text)
 
@@ -378,6 +393,72 @@ def _ledger(m: Material) -> ev.Ledger:
         transcript_sha256=hashlib.sha256((m.folder.path / TRANSCRIPT).read_bytes()).hexdigest(),
         weights_sha256=digest(m.result.weights),
     )
+
+
+def _canaries(m: Material) -> ev.Canaries | None:
+    from privfed.audit.canaries import Tally
+    from privfed.audit.empirical import findings
+    from privfed.privacy.ledger_report import spent_releases
+
+    e = m.experiment
+    if e.canaries is None or e.noise_multiplier is None or not m.result.mechanism_state:
+        return None
+    tally, terms = Tally(m.result.mechanism_state[-1]), _terms(m)
+    found = findings(
+        e.canaries,
+        tally,
+        m.result.weights.astype("float64") - e.initial_weights,
+        spent_releases(m.folder.ledger)[1],
+        {observer: guarantee.epsilon for observer, guarantee in _guarantees(m).items()},
+        terms["delta"],
+        masked=e.plan.mode == "protocol",
+        rng=np.random.default_rng(e.streams.key(Purpose.CANARIES, 3)),
+    )
+    return ev.Canaries(
+        kind=e.settings.audit.canary_kind,
+        count=e.canaries.count,
+        included=int(e.canaries.included.sum()),
+        participations=int(tally.participations.sum()),
+        rounds=int(tally.rounds.max(initial=0)),
+        noise_share=e.canaries.noise_share(e.noise_multiplier),
+        accuracy=_final(m.result),
+        accuracy_without=_final(m.control),
+        **{key: terms[key] for key in ("delta", "unit", "neighbouring", "sampling")},
+        observers=tuple(_canary_observer(finding, e.canaries.included) for finding in found),
+    )
+
+
+def _canary_observer(finding: ObserverFinding, included: NDArray[np.bool_]) -> ev.CanaryObserver:
+    scores, known = finding.scores, bool(np.isfinite(finding.scores).all())
+    edges = np.histogram_bin_edges(scores, HISTOGRAM_BINS) if known else np.zeros(1)
+    present, absent = (
+        tuple(int(n) for n in np.histogram(scores[which], edges)[0]) if known else ()
+        for which in (included, ~included)
+    )
+    return ev.CanaryObserver(
+        observer=finding.observer.value,
+        sees=finding.sees,
+        claim=finding.claim,
+        estimates=tuple(ev.CanaryEstimate(**asdict(estimate)) for estimate in finding.estimates),
+        bound=finding.bound.epsilon,
+        bound_confidence=finding.bound.confidence,
+        guesses=finding.bound.guesses,
+        right=finding.bound.right,
+        flagged=finding.flagged,
+        histogram_low=float(edges[0]) if known else None,
+        histogram_high=float(edges[-1]) if known else None,
+        present=present,
+        absent=absent,
+    )
+
+
+def _canary_limits(canaries: ev.Canaries | None) -> list[str]:
+    if canaries is None:
+        return []
+    return [
+        f"{canaries.included} canary clients of the audit are in this training and its model. They are nobody: "
+        "they hold no data, and no ε counts them; cohorts, survivors, clipped fraction and norms do."
+    ]
 
 
 def _membership(found: MembershipFindings | None) -> ev.Membership | None:

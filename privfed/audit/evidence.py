@@ -328,6 +328,69 @@ class Membership(Part):
     attacks: Annotated[tuple[MembershipAttack, ...], Field(min_length=1)]
 
 
+class CanaryEstimate(Part):
+    """A heuristic estimate of ε with an interval (Andrew et al. 2023)."""
+
+    method: str
+    epsilon: Extended
+    low: Extended
+    high: Extended
+    confidence: Share
+
+
+class CanaryObserver(Part):
+    """What canaries showed to one observer, beside the claim."""
+
+    observer: str
+    sees: str
+    claim: Extended
+    """ε claimed; infinite where nothing is."""
+    estimates: tuple[CanaryEstimate, ...]
+    bound: NonNegative
+    """Lower bound on ε (Steinke, Nasr, Jagielski 2023)."""
+    bound_confidence: Share
+    guesses: Count
+    right: Count
+    flagged: bool
+    """Whether an interval or the bound lies above the claim."""
+    histogram_low: Number | None
+    """Lower edge of the scores' histogram; ``None`` where scores are not finite."""
+    histogram_high: Number | None
+    present: tuple[Count, ...]
+    """Canaries that took part, by bins of equal width."""
+    absent: tuple[Count, ...]
+
+    @model_validator(mode="after")
+    def _flag_fits(self) -> CanaryObserver:
+        if self.flagged != any(low > self.claim for low in (self.bound, *(e.low for e in self.estimates))):
+            raise ValueError("a claim is flagged exactly when an interval or the bound lies above it")
+        if len(self.present) != len(self.absent):
+            raise ValueError("both histograms have the same bins")
+        return self
+
+
+class Canaries(Part):
+    """Canary clients in the training, and what they say about the claims."""
+
+    kind: Literal["update", "input"]
+    count: Count
+    """There or not by a fair coin each."""
+    included: Count
+    participations: Count
+    """Canaries in sums, all rounds together."""
+    rounds: Count
+    noise_share: NonNegative
+    """Expected norm of a round's canaries over that of its noise."""
+    accuracy: Share | None
+    accuracy_without: Share | None
+    """Of the same training without canaries; ``None`` where it was not run."""
+    delta: Share
+    unit: str
+    neighbouring: str
+    sampling: str
+    observers: tuple[CanaryObserver, ...]
+
+
 class UnnoisedQuantity(Part):
     """A figure of the run that is published as it is, outside the guarantee."""
 
@@ -349,6 +412,7 @@ class Evidence(Part):
     secure_aggregation: SecureAggregation
     ledger: Ledger
     membership: Membership | None = None
+    canaries: Canaries | None = None
     unnoised: tuple[UnnoisedQuantity, ...]
     limits: tuple[str, ...]
 

@@ -18,10 +18,11 @@ class Purpose(IntEnum):
     NOISE = 5
     CLIENT_NOISE = 6
     ORDER = 7
+    CANARIES = 8
 
 
-_SIMULATION = frozenset({Purpose.DROPOUT, Purpose.SHUFFLE, Purpose.ORDER})
-"""Not secret in any mode: who vanishes is a simulation, and the order of examples protects nobody."""
+_SIMULATION = frozenset({Purpose.DROPOUT, Purpose.SHUFFLE, Purpose.ORDER, Purpose.CANARIES})
+"""Not secret in any mode: who vanishes is a simulation, and the order of examples and canaries protect nobody."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from privfed.federated.checkpoint import Progress
 from privfed.federated.cohorts import Cohort
 from privfed.federated.evaluation import Evaluation, Evaluator
 from privfed.federated.round import Round, RoundMetrics, RoundOutcome, Vector
+from privfed.privacy.mechanisms import State as MechanismState
 from privfed.transcript import Plan, RoundRecord, Transcript
 
 
@@ -70,6 +71,8 @@ class TrainingResult:
     seconds: float = 0.0
     unfinished: bool = False
     """Whether the training was asked to stop before its end."""
+    mechanism_state: MechanismState = ()
+    """After the last round."""
 
     @property
     def final_evaluation(self) -> Evaluation | None:
@@ -197,6 +200,7 @@ def train(
             result.unfinished = True
             break
     result.weights = result.transcript.final_weights = at.weights
+    result.mechanism_state = at.state.mechanism
     result.transcript.rounds = sum(1 for report in result.reports if report.metrics.aborted is None)
     result.seconds = time.perf_counter() - started
     return result

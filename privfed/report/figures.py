@@ -12,6 +12,7 @@ from privfed.audit.evidence import (
     RECOVERY_MARGIN_DB,
     Accuracy,
     AccuracyPoint,
+    CanaryObserver,
     Membership,
     MembershipAttack,
     ObserverEvidence,
@@ -250,6 +251,34 @@ def _roc_figure(
 
 def _log_percent(value: float) -> str:
     return f"{100 * value:g} %".replace(" ", "\u00a0")
+
+
+def canary_figure(seen: CanaryObserver) -> Figure:
+    """Histogram of the scores of canaries that took part over that of those that did not."""
+    title = f"Canaries' scores: {shortened(seen.observer, 40)}"
+    if seen.histogram_low is None or seen.histogram_high is None or not seen.present:
+        return Figure(title, None, "Missing: the canaries' scores are not known.")
+    bins, most = len(seen.present), max((*seen.present, *seen.absent, 1))
+    x = svg.axis(seen.histogram_low, seen.histogram_high, PLOT_X, lambda v: f"{v:g}", tight=True)
+    y = svg.axis(0, most, PLOT_Y, count, whole=True)
+    parts = svg.frame(x, y, "score", "canaries")
+    for classes, values in (("curve second", seen.absent), ("curve first", seen.present)):
+        steps: list[tuple[float, float] | None] = []
+        for i, value in enumerate(values):
+            edges = ((x.end - x.start) * i / bins + x.start, (x.end - x.start) * (i + 1) / bins + x.start)
+            steps += [(edge, y.place(value)) for edge in edges]
+        parts.append(svg.path(steps, classes))
+    parts += svg.legend((("curve first", "took part"), ("curve second", "did not")))
+    caption = (
+        f"Scored on: {shortened(seen.sees, 120)}. The further the two lie apart, the surer this observer is of "
+        f"who took part: {count(seen.right)} of {count(seen.guesses)} guesses were right."
+    )
+    return Figure(title, svg.drawing(f"fig-canaries-{slug(seen.observer)}", title, caption, parts), caption)
+
+
+def slug(name: str) -> str:
+    """A name as part of an element's id."""
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)[:40]
 
 
 def _round_figure(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from decimal import ROUND_CEILING, Context
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 
 from privfed.audit.evidence import RECOVERY_MARGIN_DB
 
@@ -47,6 +47,14 @@ def epsilon(value: float | None) -> str:
     # Decimal, since a binary fraction would be lifted by its own rounding: 2.98 is not to become 2.99.
     raised = Context(prec=3, rounding=ROUND_CEILING).create_decimal(repr(float(value)))
     return f"{raised:.{max(0, 2 - raised.adjusted())}f}" if 0.001 <= raised < 1e6 else f"{raised:.2e}"
+
+
+def epsilon_from(value: float) -> str:
+    """Three digits, rounded down: a lower bound must stay one."""
+    if math.isinf(value) or value == 0:
+        return epsilon(value)
+    lowered = Context(prec=3, rounding=ROUND_FLOOR).create_decimal(repr(float(value)))
+    return f"{lowered:.{max(0, 2 - lowered.adjusted())}f}" if 0.001 <= lowered < 1e6 else f"{lowered:.2e}"
 
 
 def power(value: float) -> str:

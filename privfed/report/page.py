@@ -9,11 +9,12 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from privfed.audit.evidence import RECOVERY_MARGIN_DB, Evidence
+from privfed.audit.evidence import RECOVERY_MARGIN_DB, Canaries, CanaryObserver, Evidence
 from privfed.report import numbers, selection
 from privfed.report.environment import page_environment
 from privfed.report.figures import (
     accuracy_figure,
+    canary_figure,
     clipping_figure,
     epsilon_figure,
     membership_figures,
@@ -52,6 +53,7 @@ def render_html(evidence: Evidence) -> str:
             clipping=clipping_figure(evidence.rounds),
             noise=noise_figure(evidence.rounds),
             rocs=membership_figures(evidence.membership) if evidence.membership else [],
+            canary_figures=[canary_figure(o) for o in _distinct(evidence.canaries)],
             workloads=_by_workload(groups),
             groups_note=_groups_note(evidence, groups),
             rounds=rounds,
@@ -74,6 +76,7 @@ def render_html(evidence: Evidence) -> str:
 def _environment() -> Environment:
     environment = page_environment()
     environment.filters |= {
+        "eps_from": numbers.epsilon_from,
         "points": numbers.points,
         "db": numbers.decibels,
         "octets": numbers.octets,
@@ -95,6 +98,14 @@ def _by_workload(groups: Sequence[selection.Group]) -> list[tuple[str, list[sele
     for group in groups:
         found.setdefault(group.workload, []).append(group)
     return list(found.items())
+
+
+def _distinct(canaries: Canaries | None) -> list[CanaryObserver]:
+    """Of observers that score canaries alike, the first."""
+    found: dict[str, CanaryObserver] = {}
+    for entry in canaries.observers if canaries else ():
+        found.setdefault(entry.sees, entry)
+    return list(found.values())
 
 
 def _groups_note(evidence: Evidence, groups: Sequence[selection.Group]) -> str:
