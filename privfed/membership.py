@@ -150,4 +150,4 @@ def _shadow(experiment: Experiment, half: Population, seed: int) -> Experiment:
         population=half,
         held_out=None,
         start=experiment.initial_weights,
-    )
+    ).without_canaries()

@@ -18,7 +18,7 @@ from privfed.console import Console
 from privfed.data import Population, take_clients
 from privfed.errors import SettingError
 from privfed.experiment import Experiment, compose, load_population_of
-from privfed.membership import infer_membership, judge_all, train_shadows
+from privfed.membership import _shadow, infer_membership, judge_all, train_shadows
 from privfed.settings_file import resolve_settings
 
 QUIET = Console(quiet=True)
@@ -90,6 +90,13 @@ def test_every_method_runs_in_the_setting(tables: dict[str, Any], units: set[str
     again = infer_membership(experiment, experiment.initial_weights, QUIET)
     for one, other in zip(found.attacks, again.attacks, strict=True):
         np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_shadow_models_know_of_no_canaries() -> None:
+    privacy = {"mechanism": "gaussian", "clip_norm": 0.1, "noise_multiplier": 20.0, "delta": 1e-3}
+    experiment = composed(privacy=privacy, audit={"canaries": 20})
+    assert experiment.canaries is not None
+    assert _shadow(experiment, experiment.population, seed=1).canaries is None
 
 
 def test_the_loss_alone_trains_nothing() -> None:
