@@ -511,14 +511,21 @@ def load_population_of(settings: Settings) -> Population:
 
 
 def check_attacks(settings: AttackSettings) -> None:
-    """Refuse attacks that nobody wrote, before anything is trained."""
-    from attacks import ATTACKS
+    """Refuse attacks that nobody wrote or that no recorded round fits, before anything is trained."""
+    from attacks import ATTACKS, create
 
+    crafting = [name for name in ATTACKS if hasattr(create(name), "craft")]
+    known = ", ".join(name for name in ATTACKS if name not in crafting)
     for name in settings.methods:
-        if name not in ATTACKS:
+        if name in crafting:
             raise SettingError(
-                "no such attack", where="attacks.methods", value=name, remedy=f"Known: {', '.join(ATTACKS)}"
+                "needs a model that the server crafted, and recorded rounds are of the agreed one",
+                where="attacks.methods",
+                value=name,
+                remedy=f"Run benchmarks/attacks.py, or choose from {known}",
             )
+        if name not in ATTACKS:
+            raise SettingError("no such attack", where="attacks.methods", value=name, remedy=f"Known: {known}")
 
 
 def _executor(name: str) -> Callable[..., ClientWork]:
