@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +302,7 @@ def exposure_values(exposure: Exposure) -> dict[str, Any]:
         "label_correct": best.label_correct if best else None,
         "trivial_psnr": outcome.trivial,
         "margin_db": outcome.margin_db,
+        "text": asdict(outcome.text) if outcome.text else None,
         "seconds": outcome.seconds,
         "evaluations": outcome.evaluations,
     }

@@ -214,9 +214,25 @@ def _best(m: Material, observer: Observer) -> ev.BestAttack | None:
     )
 
 
+def _readers_of_text(m: Material) -> set[str]:
+    """Observers from whose view of the run as configured an attack read the tokens."""
+    from privfed.exposure import AS_CONFIGURED
+
+    return {
+        x.outcome.observer.value
+        for x in m.exposures
+        if x.defence == AS_CONFIGURED and x.outcome.text and x.outcome.text.token_set >= ev.RECOVERED_TOKENS
+    }
+
+
 def _verdict(m: Material, observers: tuple[ev.ObserverEvidence, ...], canaries: ev.Canaries | None) -> ev.Verdict:
     protected = [o for o in observers if o.protected]
-    leaking = [o.observer for o in observers if o.best_attack and o.best_attack.margin_db >= ev.RECOVERY_MARGIN_DB]
+    readers = _readers_of_text(m)
+    leaking = [
+        o.observer
+        for o in observers
+        if o.observer in readers or (o.best_attack and o.best_attack.margin_db >= ev.RECOVERY_MARGIN_DB)
+    ]
     if not protected:
         text = "No observer is protected: no noise is added before anybody sees the models, so ε = ∞ for all."
         return ev.Verdict(level="exposed", text=text)
@@ -234,9 +250,9 @@ def _verdict(m: Material, observers: tuple[ev.ObserverEvidence, ...], canaries: 
     if any(o.guarantee.unit == "example" for o in protected):
         text += f" {NO_CLIENT}"
     text += (
-        f" Images were reconstructed beyond a trivial guess by: {', '.join(leaking)}."
+        f" Examples were reconstructed beyond a trivial guess by: {', '.join(leaking)}."
         if leaking
-        else " No attack tried on the run as configured beat a trivial guess by 1 dB."
+        else " No attack tried on the run as configured beat a trivial guess by 1 dB, or read a text's tokens."
     )
     refuted = [o.observer for o in canaries.observers if o.flagged] if canaries else []
     if refuted:

@@ -31,6 +31,8 @@ from pydantic import (
 SCHEMA_VERSION: Final = 1
 RECOVERY_MARGIN_DB = 1.0
 """A reconstruction counts as more than a guess from this many dB above the best trivial guess."""
+RECOVERED_TOKENS = 0.9
+"""Text counts as recovered from this F1 of its set of tokens."""
 PNG_PREFIX = "data:image/png;base64,"
 _PNG_PATTERN = rf"^{PNG_PREFIX}iVBORw0KGgo[A-Za-z0-9+/]+={{0,2}}$"
 _COLOURS = {"grey": 0, "RGB": 2}
@@ -217,6 +219,17 @@ class RoundEvidence(Part):
     upload_bytes: Count
 
 
+class TextScores(Part):
+    """Reconstructed text beside the true one, means over the sequences; F1 but for shares."""
+
+    token_set: Share
+    token_accuracy: Share
+    exact: Share
+    rouge1: Share
+    rouge2: Share
+    rouge_l: Share
+
+
 class AttackEvidence(Part):
     """One attack on one observation: scores beside those of trivial guesses, or the reason why there are none."""
 
@@ -235,6 +248,8 @@ class AttackEvidence(Part):
     trivial_psnr: dict[str, Number] | None
     """By the name of the guess."""
     margin_db: Number | None
+    text: TextScores | None = None
+    """Of text, which has no scores of images."""
     seconds: NonNegative
     evaluations: Count
     original: Png | None = None
@@ -243,8 +258,8 @@ class AttackEvidence(Part):
     @model_validator(mode="after")
     def _scores_or_failure(self) -> AttackEvidence:
         scored = self.psnr is not None and self.margin_db is not None and bool(self.trivial_psnr)
-        if scored == (self.failure is not None):
-            raise ValueError("an attack has either a failure or psnr, trivial_psnr and margin_db")
+        if [scored, self.text is not None, self.failure is not None].count(True) != 1:
+            raise ValueError("an attack has a failure, or psnr, trivial_psnr and margin_db, or scores of text")
         return self
 
 

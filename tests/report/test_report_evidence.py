@@ -44,11 +44,13 @@ def test_observers_are_listed_once() -> None:
         sample(observers=[*observers(), observers()[0]])
 
 
+TEXT = ev.TextScores(token_set=0.98765, token_accuracy=0.5, exact=0.25, rouge1=0.7, rouge2=0.6, rouge_l=0.65)
+
+
 def test_an_attack_fails_or_scores() -> None:
-    with pytest.raises(ValidationError, match="either a failure or"):
-        attack(1, observer="server", failure="it did not work")
-    with pytest.raises(ValidationError, match="either a failure or"):
-        attack(1, observer="server", margin_db=None)
+    for changes in ({"failure": "it did not work"}, {"margin_db": None}, {"text": TEXT}):
+        with pytest.raises(ValidationError, match="has a failure, or psnr"):
+            attack(1, observer="server", **changes)
 
 
 def test_numpy_numbers_are_taken() -> None:

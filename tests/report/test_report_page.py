@@ -322,3 +322,10 @@ def test_a_single_round_and_a_terms_free_image_render() -> None:
     html = render_html(sample(rounds=[round_evidence(1)], accuracy=accuracy))
     assert "Protection costs nothing" in html
     assert CENTRAL["sampling"] in html
+
+
+def test_attacks_on_text_show_the_scores_of_text() -> None:
+    scores = ev.TextScores(token_set=0.98765, token_accuracy=0.5, exact=0.25, rouge1=0.7, rouge2=0.6, rouge_l=0.65)
+    read = failed_attack("server").model_copy(update={"failure": None, "text": scores})
+    html = render_html(sample(attacks=[read]))
+    assert "tokens 0.988 (F1 of the set), in their places 0.5, whole sequences 0.25, ROUGE-L 0.65" in html
