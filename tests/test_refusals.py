@@ -98,7 +98,10 @@ def test_missing_experiment(run: Run, tmp_path: Path) -> None:
         (["data.source=idx", "data.folder=/nowhere/at/all"], ["/nowhere/at/all: no such folder of IDX files"]),
         (["model.name=resnet"], ["model.name: unknown model (got 'resnet')", "Known: softmax"]),
         (['attacks.methods=["imprint"]'], ["attacks.methods: needs a model that the server crafted", "'imprint'"]),
-        (['attacks.methods=["magic"]'], ["attacks.methods: no such attack (got 'magic')", "Known: dense_layer"]),
+        (
+            ['attacks.methods=["magic"]'],
+            ["attacks.methods: no such attack (got 'magic')", "Known: auto, dense_layer"],
+        ),
         (["privacy.max_epsilon=0.01"], ["privacy.max_epsilon: a single round spends more (got 0.01)", "Raise it"]),
         (
             ["privacy.mechanism=banded"],

@@ -189,7 +189,7 @@ def test_a_view_has_no_place_for_truth():
 
 
 def test_unknown_attack_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="no attack 'magic': choose from dager, dense_layer"):
+    with pytest.raises(ValueError, match="no attack 'magic': choose from auto, dager, dense_layer"):
         create("magic")
 
 
