@@ -7,7 +7,7 @@ import importlib.metadata
 import math
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ def assemble(m: Material) -> ev.Evidence:
     canaries = _canaries(m)
     return ev.Evidence(
         run=_run(m),
-        verdict=_verdict(m, observers, canaries),
+        verdict=verdict(observers, canaries, _readers_of_text(m)),
         observers=observers,
         accuracy=_accuracy(m),
         rounds=tuple(_rounds(m)),
@@ -225,17 +225,24 @@ def _readers_of_text(m: Material) -> set[str]:
     }
 
 
-def _verdict(m: Material, observers: tuple[ev.ObserverEvidence, ...], canaries: ev.Canaries | None) -> ev.Verdict:
+def verdict(
+    observers: tuple[ev.ObserverEvidence, ...], canaries: ev.Canaries | None, readers: Set[str]
+) -> ev.Verdict:
+    """What a run comes to; ``readers`` are observers from whose view an attack read text."""
     protected = [o for o in observers if o.protected]
-    readers = _readers_of_text(m)
     leaking = [
         o.observer
         for o in observers
         if o.observer in readers or (o.best_attack and o.best_attack.margin_db >= ev.RECOVERY_MARGIN_DB)
     ]
+    found = (
+        f" Examples were reconstructed beyond a trivial guess, or their tokens read, by: {', '.join(leaking)}."
+        if leaking
+        else " No attack tried on the run as configured beat a trivial guess by 1 dB, or read a text's tokens."
+    )
     if not protected:
         text = "No observer is protected: no noise is added before anybody sees the models, so ε = ∞ for all."
-        return ev.Verdict(level="exposed", text=text)
+        return ev.Verdict(level="exposed", text=text + found)
     by_terms: dict[tuple[Any, ...], list[str]] = {}
     for o in protected:
         g = o.guarantee
@@ -249,11 +256,7 @@ def _verdict(m: Material, observers: tuple[ev.ObserverEvidence, ...], canaries: 
         text += f" Against {' and '.join(open_to)}: ε = ∞, since values reach them before the noise."
     if any(o.guarantee.unit == "example" for o in protected):
         text += f" {NO_CLIENT}"
-    text += (
-        f" Examples were reconstructed beyond a trivial guess by: {', '.join(leaking)}."
-        if leaking
-        else " No attack tried on the run as configured beat a trivial guess by 1 dB, or read a text's tokens."
-    )
+    text += found
     refuted = [o.observer for o in canaries.observers if o.flagged] if canaries else []
     if refuted:
         text += (

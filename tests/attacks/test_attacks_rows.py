@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "attacks.py"
-DATA = Path("/usr/share/datasets/fashion-mnist")
+DATA = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 ROWS = {
     "dense-layer": (20, 1.0, 140),
     "sparse-decomposition-4": (20, 1.0, 140),
@@ -32,7 +33,7 @@ ROWS = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="Fashion-MNIST is not on this machine")
+@pytest.mark.skipif(not DATA.is_dir(), reason="neither FASHION_MNIST nor Debian's folder holds its IDX files")
 @pytest.mark.parametrize("row", sorted(ROWS))
 def test_row(row):
     targets, rate, psnr = ROWS[row]

@@ -5,6 +5,7 @@ The round divides the noised sum by the expected cohort; a mechanism knows sums 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -147,3 +148,27 @@ def clip_with_room(clip_norm: float, room: float) -> float:
             remedy="Use a wider ring (ring_bits = 64), a smaller cohort or a smaller model",
         )
     return clip_norm - room
+
+
+class NoisedByClients(PlainVectors):
+    """What mechanisms share whose updates are noised before they leave the client, by ``client_noise``."""
+
+    def bound(self, state: State) -> float | None:
+        """None: noise has no bound, so a ring of fixed width could overflow."""
+        return None
+
+    def flat_clip(self, state: State, dimension: int) -> float | None:
+        """None: every client adds noise."""
+        return None
+
+    def stddev(self, state: State, survivors: float) -> float:
+        """Of all survivors' noise together."""
+        return self.client_noise * math.sqrt(survivors)
+
+    def on_server(
+        self, state: State, total: NDArray[np.float64], terms: Terms, source: RandomSource
+    ) -> tuple[NDArray[np.float64], State]:
+        """The sum as it came: the noise is in it."""
+        if not np.isfinite(total).all():
+            raise PrivacyError("the sum is not finite, although every update in it was checked")
+        return total, state

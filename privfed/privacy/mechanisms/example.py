@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from privfed.privacy.accounting import EVERYBODY, ObservedRelease, Release
 from privfed.privacy.clipping import Contribution, l2_norm
 from privfed.privacy.errors import NonFiniteUpdateError, PrivacyError
-from privfed.privacy.mechanisms.base import PlainVectors, State, Terms, clip_with_room
+from privfed.privacy.mechanisms.base import NoisedByClients, State, Terms, clip_with_room
 from privfed.privacy.mechanisms.central import check_positive, grid_step
 from privfed.privacy.noise import discrete_gaussian, gaussian
 from privfed.privacy.randomness import RandomSource, SeededSource, bernoulli
@@ -74,7 +74,7 @@ class ExampleNoise:
 
 
 @dataclass(frozen=True)
-class ExampleGaussian(PlainVectors):
+class ExampleGaussian(NoisedByClients):
     """Every step of every client's training is noised before anything leaves the client.
 
     The updates that the server receives, and all that is made of them, are equally private. Each round that a
@@ -95,18 +95,6 @@ class ExampleGaussian(PlainVectors):
     def __post_init__(self) -> None:
         check_positive(self, "steps", "update_scale")
 
-    def bound(self, state: State) -> float | None:
-        """None: noise has no bound."""
-        return None
-
-    def flat_clip(self, state: State, dimension: int) -> float | None:
-        """None: examples are clipped, updates are not."""
-        return None
-
-    def stddev(self, state: State, survivors: float) -> float:
-        """Of all survivors' noise together."""
-        return self.client_noise * math.sqrt(survivors)
-
     @property
     def client_noise(self) -> float:
         """Of all steps together, for plain steps at the full learning rate."""
@@ -125,11 +113,3 @@ class ExampleGaussian(PlainVectors):
         if not math.isfinite(length):
             raise NonFiniteUpdateError("the update is not finite")
         return Contribution(update, length, False)
-
-    def on_server(
-        self, state: State, total: NDArray[np.float64], terms: Terms, source: RandomSource
-    ) -> tuple[NDArray[np.float64], State]:
-        """The sum as it came: the noise is in it."""
-        if not np.isfinite(total).all():
-            raise PrivacyError("the sum is not finite, although every update in it was checked")
-        return total, state

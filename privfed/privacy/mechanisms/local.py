@@ -10,15 +10,14 @@ from numpy.typing import NDArray
 
 from privfed.privacy.accounting import EVERYBODY, MODELS_ONLY, ObservedRelease, Release
 from privfed.privacy.clipping import Contribution, clip_by_l2
-from privfed.privacy.errors import PrivacyError
-from privfed.privacy.mechanisms.base import PlainVectors, State, Terms, clip_with_room
+from privfed.privacy.mechanisms.base import NoisedByClients, State, Terms, clip_with_room
 from privfed.privacy.mechanisms.central import add_gaussian, check_positive, grid_step
 from privfed.privacy.randomness import RandomSource
 from privfed.privacy.sampling import KnownCohorts, SamplingScheme
 
 
 @dataclass(frozen=True)
-class LocalGaussian(PlainVectors):
+class LocalGaussian(NoisedByClients):
     """Every client adds Gaussian noise to its clipped update before it sends it.
 
     Whoever receives an update, active servers included, has ``noise_multiplier`` between it and the client. Who
@@ -38,18 +37,6 @@ class LocalGaussian(PlainVectors):
 
     def __post_init__(self) -> None:
         check_positive(self, "clip_norm", "noise_multiplier")
-
-    def bound(self, state: State) -> float | None:
-        """None: noise has no bound, so a ring of fixed width could overflow."""
-        return None
-
-    def flat_clip(self, state: State, dimension: int) -> float | None:
-        """None: every client adds noise."""
-        return None
-
-    def stddev(self, state: State, survivors: float) -> float:
-        """Of all survivors' noise together."""
-        return self.client_noise * math.sqrt(survivors)
 
     @property
     def client_noise(self) -> float:
@@ -72,11 +59,3 @@ class LocalGaussian(PlainVectors):
         clipped = clip_by_l2(update, clip_with_room(self.clip_norm, room))
         noised = add_gaussian(clipped.vector.astype(np.float64), self.client_noise, source, secure=self.secure)
         return Contribution(noised, clipped.norm_before, clipped.was_clipped)
-
-    def on_server(
-        self, state: State, total: NDArray[np.float64], terms: Terms, source: RandomSource
-    ) -> tuple[NDArray[np.float64], State]:
-        """The sum as it came: the noise is in it."""
-        if not np.isfinite(total).all():
-            raise PrivacyError("the sum is not finite, although every update in it was checked")
-        return total, state

@@ -1,0 +1,66 @@
+"""The verdict: the worst that was claimed, found or measured, with the terms of every ε."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from privfed.audit import evidence as ev
+from privfed.audit.assemble import verdict
+
+TERMS = ("δ = 1e-05", "client-level", "neighbours: add or remove one client", "sampling: Poisson, rate 0.1")
+
+
+def observer(name: str, epsilon: float, margin_db: float | None = None) -> ev.ObserverEvidence:
+    guarantee = ev.Guarantee(
+        epsilon=epsilon,
+        delta=1e-5,
+        unit="client",
+        neighbouring="add or remove one client",
+        sampling="Poisson, rate 0.1",
+        accountant="PLD",
+        cross_check_epsilon=None,
+        cross_check_accountant=None,
+        noise_multiplier=1.0,
+        rounds=10,
+        why="as tested",
+    )
+    best = None
+    if margin_db is not None:
+        best = ev.BestAttack(
+            attack="dense_layer",
+            workload="own",
+            defence="as configured",
+            psnr=20,
+            margin_db=margin_db,
+            trivial_psnr=9,
+        )
+    protected = math.isfinite(epsilon)
+    return ev.ObserverEvidence(observer=name, sees="", protected=protected, guarantee=guarantee, best_attack=best)
+
+
+@pytest.mark.parametrize(
+    ("observers", "readers", "level"),
+    [
+        ((observer("server", 2.0), observer("release", 2.0)), set(), "protected"),
+        ((observer("server", math.inf), observer("release", 2.0)), set(), "partly"),
+        ((observer("server", math.inf, 30.0), observer("release", 2.0)), {"server"}, "partly"),
+        ((observer("server", math.inf), observer("release", 2.0, 30.0)), set(), "exposed"),
+        ((observer("server", math.inf), observer("release", 2.0)), {"release"}, "exposed"),
+        ((observer("server", math.inf),), set(), "exposed"),
+        ((observer("server", math.inf),), {"server"}, "exposed"),
+    ],
+)
+def test_the_verdict_names_terms_and_who_reconstructed(
+    observers: tuple[ev.ObserverEvidence, ...], readers: set[str], level: str
+) -> None:
+    found = verdict(observers, None, readers)
+    assert found.level == level
+    if any(o.protected for o in observers):
+        assert all(term in found.text for term in TERMS)
+    leaking = readers | {o.observer for o in observers if o.best_attack}
+    if leaking:
+        assert f"or their tokens read, by: {', '.join(sorted(leaking))}." in found.text
+    else:
+        assert "No attack tried" in found.text
