@@ -1,0 +1,116 @@
+"""From a finished run to its evidence: every figure of the report, each from the object that measured it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from privfed import __version__
+from privfed.audit import evidence as ev
+from privfed.audit.assemble.empirical import canaries_of, canary_limits_of, membership_of
+from privfed.audit.assemble.material import Material
+from privfed.audit.assemble.observers import observer_of, readers_of_text, verdict
+from privfed.audit.assemble.training import (
+    abort_limit_of,
+    accuracy_of,
+    ledger_of,
+    rounds_of,
+    secure_aggregation_of,
+)
+from privfed.transcript import Observer
+
+if TYPE_CHECKING:
+    from privfed.exposure import Exposure
+
+PACKAGES = ("tensorflow", "tensorflow-federated", "dp-accounting", "cryptography", "numpy")
+UNNOISED = (
+    ("training loss and accuracy", "means over the cohort's own examples; seen by the server, written to metrics"),
+    ("clipped fraction, update norms, signal-to-noise", "computed from the updates before the noise"),
+    ("cohort, survivors, non-finite clients, aborted rounds", "say who took part; an abort depends on the cohort"),
+    ("membership scores", "computed on the training examples for this report"),
+    ("originals in the gallery", "training examples, shown to judge reconstructions"),
+)
+LIMITS = (
+    "Attacks give lower bounds: what these found nothing in, better ones may not.",
+    "Central noise protects nobody against the server, which holds the sum before the noise.",
+    "An active server may call clients dropped until the threshold of a round is left; that it crafts models, or "
+    "fills the directory of identities, is not played here.",
+    "The server sees who takes part; sampling amplifies privacy only against those who do not.",
+    "Choosing settings by looking at results costs privacy that this ε does not hold.",
+)
+
+
+def assemble(m: Material) -> ev.Evidence:
+    """The evidence of a finished run."""
+    observers = tuple(observer_of(m, observer) for observer in Observer)
+    canaries = canaries_of(m)
+    return ev.Evidence(
+        run=_run(m),
+        verdict=verdict(observers, canaries, readers_of_text(m)),
+        observers=observers,
+        accuracy=accuracy_of(m),
+        rounds=tuple(rounds_of(m)),
+        attacks=tuple(_attack(exposure) for exposure in m.exposures),
+        secure_aggregation=secure_aggregation_of(m),
+        ledger=ledger_of(m),
+        membership=membership_of(m.membership),
+        canaries=canaries,
+        unnoised=tuple(ev.UnnoisedQuantity(name=name, why=why) for name, why in UNNOISED),
+        limits=(*LIMITS, *abort_limit_of(m), *canary_limits_of(canaries)),
+    )
+
+
+def _run(m: Material) -> ev.Run:
+    e, settings = m.experiment, m.experiment.settings
+    data = e.population
+    secure = settings.privacy.randomness == "secure"
+    return ev.Run(
+        name=settings.name,
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        privfed_version=__version__,
+        packages={name: importlib.metadata.version(name) for name in PACKAGES},
+        python=platform.python_version(),
+        platform=platform.platform(),
+        git_commit=_git_commit(),
+        seed=None if secure else settings.training.seed,
+        randomness=e.streams.describe(),
+        executor=settings.executor,
+        seconds=m.seconds,
+        status="complete",
+        settings=settings.model_dump(mode="json"),
+        settings_fingerprint=settings.fingerprint(),
+        data=ev.Data(
+            dataset=data.name,
+            fingerprint=data.fingerprint,
+            clients=data.clients,
+            examples=len(data.labels),
+            test_examples=len(data.test_labels),
+            model=e.model.name,
+            parameters=e.model.dimension,
+        ),
+    )
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def _attack(exposure: Exposure) -> ev.AttackEvidence:
+    from privfed.runs import exposure_values
+
+    outcome = exposure.outcome
+    return ev.AttackEvidence(
+        **exposure_values(exposure), original=_png(outcome.original), reconstruction=_png(outcome.reconstruction)
+    )
+
+
+def _png(image: Any) -> str | None:
+    is_picture = image is not None and image.ndim in (2, 3) and (image.ndim == 2 or image.shape[-1] in (1, 3))
+    return ev.png(image) if is_picture else None

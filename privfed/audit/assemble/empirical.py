@@ -1,0 +1,124 @@
+"""What canaries and membership inference found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privfed.audit import evidence as ev
+from privfed.audit.assemble.material import Material, final_of, guarantees_of, terms_of
+from privfed.audit.membership import OperatingPoint
+from privfed.federated.streams import Purpose
+
+if TYPE_CHECKING:
+    from privfed.audit.empirical import ObserverFinding
+    from privfed.membership import MembershipFindings
+
+HISTOGRAM_BINS = 24
+
+
+def canaries_of(m: Material) -> ev.Canaries | None:
+    """What the canaries say of each claim; ``None`` without them, or without a mechanism."""
+    from privfed.audit.canaries import Tally
+    from privfed.audit.empirical import findings
+    from privfed.privacy.ledger_report import spent_releases
+
+    e = m.experiment
+    if e.canaries is None or e.noise_multiplier is None or not m.result.mechanism_state:
+        return None
+    tally, terms = Tally(m.result.mechanism_state[-1]), terms_of(m)
+    found = findings(
+        e.canaries,
+        tally,
+        m.result.weights.astype("float64") - e.initial_weights,
+        spent_releases(m.folder.ledger)[1],
+        {observer: guarantee.epsilon for observer, guarantee in guarantees_of(m).items()},
+        terms["delta"],
+        masked=e.plan.mode == "protocol",
+        rng=np.random.default_rng(e.streams.key(Purpose.CANARIES, 3)),
+    )
+    return ev.Canaries(
+        kind=e.settings.audit.canary_kind,
+        count=e.canaries.count,
+        included=int(e.canaries.included.sum()),
+        participations=int(tally.participations.sum()),
+        rounds=int(tally.rounds.max(initial=0)),
+        noise_share=e.canaries.noise_share(e.noise_multiplier),
+        accuracy=final_of(m.result),
+        accuracy_without=final_of(m.control),
+        **{key: terms[key] for key in ("delta", "unit", "neighbouring", "sampling")},
+        observers=tuple(_canary_observer(finding, e.canaries.included) for finding in found),
+    )
+
+
+def _canary_observer(finding: ObserverFinding, included: NDArray[np.bool_]) -> ev.CanaryObserver:
+    scores, known = finding.scores, bool(np.isfinite(finding.scores).all())
+    edges = np.histogram_bin_edges(scores, HISTOGRAM_BINS) if known else np.zeros(1)
+    present, absent = (
+        tuple(int(n) for n in np.histogram(scores[which], edges)[0]) if known else ()
+        for which in (included, ~included)
+    )
+    return ev.CanaryObserver(
+        observer=finding.observer.value,
+        sees=finding.sees,
+        claim=finding.claim,
+        estimates=tuple(ev.CanaryEstimate(**asdict(estimate)) for estimate in finding.estimates),
+        bound=finding.bound.epsilon,
+        bound_confidence=finding.bound.confidence,
+        guesses=finding.bound.guesses,
+        right=finding.bound.right,
+        flagged=finding.flagged,
+        histogram_low=float(edges[0]) if known else None,
+        histogram_high=float(edges[-1]) if known else None,
+        present=present,
+        absent=absent,
+    )
+
+
+def canary_limits_of(canaries: ev.Canaries | None) -> list[str]:
+    """That canaries are in the model, and that no ε counts them."""
+    if canaries is None:
+        return []
+    return [
+        f"{canaries.included} canary clients of the audit are in this training and its model. They are nobody: "
+        "they hold no data, and no ε counts them; cohorts, survivors, clipped fraction and norms do."
+    ]
+
+
+def membership_of(found: MembershipFindings | None) -> ev.Membership | None:
+    """Membership inference by method and unit; ``None`` where it was not asked for."""
+    if found is None:
+        return None
+    return ev.Membership(
+        non_members_from=found.non_members_from,
+        shadow_models=found.shadow_models,
+        attacks=tuple(
+            ev.MembershipAttack(
+                method=attack.method,
+                unit=attack.unit,
+                members=attack.members,
+                non_members=attack.non_members,
+                assumption=attack.assumption,
+                auc=attack.auc,
+                at_1_percent_fpr=_operating_point(attack.points[0.01]),
+                at_0_1_percent_fpr=_operating_point(attack.points[0.001]),
+                roc=attack.shown_roc(),
+            )
+            for attack in found.attacks
+        ),
+    )
+
+
+def _operating_point(point: OperatingPoint | None) -> ev.OperatingPoint | None:
+    if point is None:
+        return None
+    return ev.OperatingPoint(
+        fpr_at_most=point.limit,
+        fpr=point.fpr,
+        fpr_interval=point.fpr_interval,
+        tpr=point.tpr,
+        tpr_interval=point.tpr_interval,
+    )
