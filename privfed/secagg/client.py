@@ -32,12 +32,14 @@ from privfed.secagg.keys import (
     commit_to_model,
     commit_to_seed,
     inclusion_token,
+    input_key,
     matches,
     message_to_sign,
     pair_mask_key,
     seal,
     self_mask_key,
     survivors_to_sign,
+    tag_of,
     unseal,
 )
 from privfed.secagg.messages import (
@@ -59,7 +61,7 @@ from privfed.secagg.ring import RingVector
 from privfed.secagg.sessions import UsedSessions
 from privfed.secagg.states import ClientState, State, Step, after_message, after_step
 
-_Signed = TypeVar("_Signed", AdvertiseKeys, ShareKeys, MaskedInput, UnmaskShares)
+_Signed = TypeVar("_Signed", AdvertiseKeys, ShareKeys, UnmaskShares)
 
 
 class Client:
@@ -106,6 +108,7 @@ class Client:
         self._model_digest = commit_to_model(self._scope, model)
         self._mask_pair, self._channel_pair = KeyPair.generate(), KeyPair.generate()
         self._seed = os.urandom(shamir.SECRET_BYTES)
+        self._input_key = b""
         self._advertisement: AdvertiseKeys | None = None
         self._peer_mask_keys: dict[int, bytes] = {}
         self._inbound_keys: dict[int, bytes] = {}
@@ -184,7 +187,8 @@ class Client:
         apply_masks(masked, added, subtracted, self.workers)
         ring.reduce(masked, self.params.ring_bits)
         included = {peer: token for peer, token in self._own_tokens.items() if peer in self._held}
-        message = self._sign(MaskedInput(self.client_id, RingVector(self.params.ring_bits, masked), included))
+        message = MaskedInput(self.client_id, RingVector(self.params.ring_bits, masked), included)
+        message = replace(message, tag=tag_of(self._input_key, wire.authenticated(message)))
         self._state = following
         # Whoever takes over the process from now on cannot strip the masks. Best effort: Python keeps copies.
         self._forget_keys()
@@ -202,7 +206,7 @@ class Client:
         self._held = {}
 
     def _forget_keys(self) -> None:
-        for name in ("_mask_pair", "_channel_pair", "_seed"):
+        for name in ("_mask_pair", "_channel_pair", "_seed", "_input_key"):
             vars(self).pop(name, None)
 
     def _sign(self, message: _Signed) -> _Signed:
@@ -212,7 +216,7 @@ class Client:
     def _share_keys(self, roster: Roster) -> ShareKeys:
         self._check_roster(roster)
         params, own, points = self.params, self.client_id, self.params.points
-        scope = Scope(params, roster.root)
+        scope = Scope(params, roster.top)
         at = [points[own], *(points[entry.sender] for entry in roster.entries)]
         seed_shares = shamir.split(self._seed, params.threshold, at)
         key_shares = shamir.split(self._mask_pair.private_bytes(), params.threshold, at)
@@ -226,6 +230,8 @@ class Client:
             outbound = channel_key(scope, shared, own, peer)
             sealed[peer] = seal(scope, outbound, own, peer, seed_share, key_share)
         commitment = commit_to_seed(scope, self._seed, own)
+        with_server = self._channel_pair.exchange(roster.server_key, owner=None)
+        self._input_key = input_key(scope, with_server, own)
         self._scope = scope
         self._peer_mask_keys = {entry.sender: entry.mask_key for entry in roster.entries}
         self._inbound_keys, self._own_tokens, self._peer_tokens = inbound, own_tokens, peer_tokens
@@ -239,10 +245,13 @@ class Client:
         advertisement = self._advertisement
         assert advertisement is not None
         place, size = params.points[own] - 1, len(params.client_ids)
-        if not merkle.is_under(roster.root, roster.path, place, size, merkle.leaf(wire.encode(advertisement))):
-            raise KeyRefusedError(f"the root does not hold client {own}'s own keys as advertised", offender=None)
+        root = merkle.root_above(merkle.leaf(wire.encode(advertisement)), roster.path, place, size)
+        if root is None or merkle.top(root, roster.server_key) != roster.top:
+            raise KeyRefusedError(
+                f"the top does not hold client {own}'s own keys as advertised, and the server's", offender=None
+            )
         members = [entry.sender for entry in roster.entries]
-        neighbours = Graph(params, roster.root).neighbours(own)
+        neighbours = Graph(params, root).neighbours(own)
         if members != sorted(set(members)) or not set(members) <= set(neighbours):
             raise MalformedMessageError(
                 f"roster is not an ascending list of client {own}'s neighbours", offender=None

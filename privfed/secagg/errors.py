@@ -66,7 +66,7 @@ class MalformedMessageError(RemoteError):
 
 
 class SignatureRefusedError(RemoteError):
-    """A signature that the identity in the directory did not make over this content in this session."""
+    """A signature or tag that the identity in the directory did not make over this content in this session."""
 
 
 class KeyRefusedError(RemoteError):

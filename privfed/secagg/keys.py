@@ -1,4 +1,4 @@
-"""Key pairs, derived keys, commitments, sealed shares and signed content, each bound to where it belongs."""
+"""Key pairs, derived keys, commitments, sealed shares, tags and signed content, each bound to where it belongs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import hashlib
 import hmac
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from privfed.secagg.errors import BrokenSealError, KeyRefusedError, MalformedMessageError
@@ -19,10 +20,10 @@ from privfed.secagg.params import SecAggParams
 from privfed.secagg.shamir import PRIME
 
 NONCE_BYTES = 12
-NO_ROOT = bytes(DIGEST_BYTES)
-"""Stands for the root of the advertisements before there is one."""
+NO_TOP = bytes(DIGEST_BYTES)
+"""Stands for the top before there is one."""
 
-_LABEL = b"privfed.secagg/3"
+_LABEL = b"privfed.secagg/4"
 
 
 class Purpose(Enum):
@@ -32,6 +33,7 @@ class Purpose(Enum):
     SELF_MASK = b"self mask"
     CHANNEL = b"channel"
     INCLUDED = b"included"
+    INPUT = b"input"
     COMMITMENT = b"commitment"
     GRAPH = b"graph"
     MODEL = b"model"
@@ -40,17 +42,17 @@ class Purpose(Enum):
 
 
 class Scope:
-    """Where a value belongs: the session, its round and parameters, and the root of what was advertised in it.
+    """Where a value belongs: the session, its round and parameters, and the top of what was advertised in it.
 
     Args:
         params: The session.
-        root: Merkle root of the advertisements: clients that were told different things share no key.
+        top: Of the advertisements and the server's key: clients that were told different things share no key.
     """
 
-    def __init__(self, params: SecAggParams, root: bytes = NO_ROOT) -> None:
+    def __init__(self, params: SecAggParams, top: bytes = NO_TOP) -> None:
         session = params.session
         self._prefix = b"".join(
-            (_LABEL, bytes((len(session),)), session, struct.pack(">Q", params.round_number), params.digest, root)
+            (_LABEL, bytes((len(session),)), session, struct.pack(">Q", params.round_number), params.digest, top)
         )
 
     def info(self, purpose: Purpose, first: int, second: int) -> bytes:
@@ -95,8 +97,8 @@ class KeyPair:
         raw = self._private.private_bytes_raw()
         return bytes((raw[0] & 248,)) + raw[1:31] + bytes((raw[31] & 127 | 64,))
 
-    def exchange(self, public: bytes, *, owner: int) -> bytes:
-        """Shared secret with the owner of ``public``, 32 bytes.
+    def exchange(self, public: bytes, *, owner: int | None) -> bytes:
+        """Shared secret with the owner of ``public``, 32 bytes; ``None`` is the server.
 
         Raises:
             KeyRefusedError: ``public`` is not 32 bytes or has low order, so that the secret would be known to all.
@@ -165,6 +167,27 @@ def inclusion_token(scope: Scope, shared: bytes, sender: int, recipient: int) ->
     ``recipient`` has shared nothing, so that they have no mask in common, and yet having ``recipient`` unmask it.
     """
     return scope.key(shared, Purpose.INCLUDED, sender, recipient)
+
+
+def input_key(scope: Scope, shared: bytes, sender: int) -> bytes:
+    """Key of the tag of ``sender``'s one masked input, from the secret of its channel key with the server's key.
+
+    A client's signed advertisement says whose channel key it is; the server's is in the top.
+    """
+    return scope.key(shared, Purpose.INPUT, sender, sender)
+
+
+def tag_of(key: bytes, pieces: Iterable[bytes | memoryview]) -> bytes:
+    """GMAC with AES-256 (NIST SP 800-38D, section 6.4) of all ``pieces``, 16 bytes.
+
+    The nonce is zero, so that ``key`` must be for one message only. To forge a message of b bytes without it
+    succeeds with probability ``b * 2**-132``.
+    """
+    mac = Cipher(algorithms.AES256(key), modes.GCM(bytes(NONCE_BYTES))).encryptor()
+    for piece in pieces:
+        mac.authenticate_additional_data(piece)
+    mac.finalize()
+    return mac.tag
 
 
 def seal(scope: Scope, key: bytes, sender: int, recipient: int, seed_share: int, key_share: int) -> bytes:

@@ -2,7 +2,9 @@
 
 A client that finds its own fresh keys under the root knows that nobody could compute the root, or anything drawn
 from it, before it spoke. Leaves, inner nodes and the leaves of absent clients are hashed with different prefixes
-(after RFC 6962, section 2.1); the tree is padded to a power of two with absent leaves.
+(after RFC 6962, section 2.1); the tree is padded to a power of two with absent leaves. What everything is bound to is
+the root together with the server's own key; the graph is drawn from the root without it, so that the key gives the
+server no say in the order.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-_LEAF, _NODE = b"\x00", b"\x01"
+_LEAF, _NODE, _TOP = b"\x00", b"\x01", b"\x03"
 ABSENT = hashlib.sha256(b"\x02").digest()
 
 
@@ -47,14 +49,19 @@ def depth(size: int) -> int:
     return (size - 1).bit_length()
 
 
-def is_under(root: bytes, path: Sequence[bytes], index: int, size: int, own_leaf: bytes) -> bool:
-    """Whether ``own_leaf`` is leaf ``index`` of ``size`` under ``root``."""
+def root_above(own_leaf: bytes, path: Sequence[bytes], index: int, size: int) -> bytes | None:
+    """The root that has ``own_leaf`` as leaf ``index`` of ``size``; ``None`` for a path of the wrong length."""
     if len(path) != depth(size):
-        return False
+        return None
     value = own_leaf
     for height, sibling in enumerate(path):
         value = _join(sibling, value) if (index >> height) & 1 else _join(value, sibling)
-    return value == root
+    return value
+
+
+def top(root: bytes, server_key: bytes) -> bytes:
+    """Root and server's key in one, 32 bytes."""
+    return hashlib.sha256(_TOP + root + server_key).digest()
 
 
 def _join(left: bytes, right: bytes) -> bytes:

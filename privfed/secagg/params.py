@@ -156,7 +156,7 @@ class SecAggParams:
     def digest(self) -> bytes:
         """SHA-256 of all that is agreed on, 32 bytes; bound into every key and signature of the session."""
         count = len(self.client_ids)
-        digest = hashlib.sha256(b"privfed.secagg/3 params" + bytes((len(self.session),)) + self.session)
+        digest = hashlib.sha256(b"privfed.secagg/4 params" + bytes((len(self.session),)) + self.session)
         digest.update(struct.pack(">QQQ", self.round_number, self.threshold, self.dimension))
         digest.update(struct.pack(f">QQQ{count}Q", self.ring_bits, self.neighbours, count, *self.client_ids))
         return digest.digest()

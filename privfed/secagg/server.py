@@ -33,11 +33,13 @@ from privfed.secagg.keys import (
     Scope,
     commit_to_model,
     commit_to_seed,
+    input_key,
     matches,
     message_to_sign,
     pair_mask_key,
     self_mask_key,
     survivors_to_sign,
+    tag_of,
 )
 from privfed.secagg.messages import (
     AdvertiseKeys,
@@ -102,7 +104,8 @@ class Server:
         self._signatures: dict[int, bytes] = {}
         self._reveals: dict[int, UnmaskShares] = {}
         self._total: NDArray[Any] = np.zeros(params.dimension, dtype=params.dtype)
-        self._probe = KeyPair.generate()  # finds keys of low order before they reach the clients
+        self._pair = KeyPair.generate()
+        self._channels: dict[int, bytes] = {}  # by client: secret of its channel key and this pair
 
     @property
     def state(self) -> State:
@@ -186,6 +189,7 @@ class Server:
             survivors = tuple(sorted(self._contributors))
             self._statement = survivors_to_sign(self._scope, self._model_digest, survivors)
             outgoing = dict.fromkeys(survivors, SurvivorList(survivors))
+            self._channels = {}
         elif stage is Stage.CONSISTENCY:
             outgoing = {client: self._request(client) for client in self._signatures}
         elif stage is Stage.UNMASK:
@@ -203,13 +207,15 @@ class Server:
         leaves = [merkle.leaf(wire.encode(entries[i])) if i in entries else merkle.ABSENT for i in ids]
         tree = merkle.Tree(leaves)
         graph = Graph(self.params, tree.root)
-        self._scope = Scope(self.params, tree.root)
+        top = merkle.top(tree.root, self._pair.public)
+        self._scope = Scope(self.params, top)
         rosters: dict[int, ToClient] = {}
         for client in sorted(entries):
             around = [neighbour for neighbour in graph.neighbours(client) if neighbour in entries]
             self._neighbours[client] = frozenset(around)
             path = tree.path(self.params.points[client] - 1)
-            rosters[client] = Roster(client, tree.root, path, tuple(entries[neighbour] for neighbour in around))
+            known = tuple(entries[neighbour] for neighbour in around)
+            rosters[client] = Roster(client, top, self._pair.public, path, known)
         return rosters
 
     def _check_holders(self, stage: Stage, arrived: Set[int]) -> None:
@@ -247,7 +253,7 @@ class Server:
     def _dropped(self) -> Set[int]:
         return self._shares.keys() - self._contributors
 
-    def _check_signature(self, message: AdvertiseKeys | ShareKeys | MaskedInput | UnmaskShares) -> None:
+    def _check_signature(self, message: AdvertiseKeys | ShareKeys | UnmaskShares) -> None:
         content = message_to_sign(self._scope, wire.digest_to_sign(message), message.sender)
         if not self._directory.verify(message.sender, message.signature, content):
             raise SignatureRefusedError(
@@ -261,8 +267,9 @@ class Server:
         advertised = (message.mask_key, message.channel_key)
         if message.mask_key == message.channel_key or not self._used_keys.isdisjoint(advertised):
             raise KeyRefusedError("advertises a key that is in use already", offender=message.sender)
-        for key in advertised:
-            self._probe.exchange(key, owner=message.sender)
+        # Both exchanges find a key of low order before it reaches the clients.
+        self._pair.exchange(message.mask_key, owner=message.sender)
+        self._channels[message.sender] = self._pair.exchange(message.channel_key, owner=message.sender)
         self._used_keys.update(advertised)
         self._keys[message.sender] = message
 
@@ -286,7 +293,11 @@ class Server:
             raise MalformedMessageError(
                 "masked input must come with a token for every neighbour that shared", offender=message.sender
             )
-        self._check_signature(message)
+        key = input_key(self._scope, self._channels[message.sender], message.sender)
+        if not matches(message.tag, tag_of(key, wire.authenticated(message))):
+            raise SignatureRefusedError(
+                "MaskedInput does not carry its tag for this session", offender=message.sender
+            )
         self._included[message.sender] = message.included
         self._total += vector.values
         self._contributors.add(message.sender)

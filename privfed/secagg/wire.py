@@ -4,14 +4,15 @@ All integers are unsigned and big-endian, but those in ring vectors::
 
     message    = "PFSA" version:u16 kind:u16 field*
     id         = u64
-    key, digest = 32 bytes; signature = 64 bytes; sealed = 94 bytes
+    key, digest = 32 bytes; signature = 64 bytes; tag = 16 bytes; sealed = 94 bytes
     share      = 33 bytes, below the prime of the field
     list       = count:u32 item*
     ids        = list of id, strictly ascending
     map        = list of (id item), ids strictly ascending
     vector     = ring_bits:u32 length:u32 plane*  (``privfed.secagg.ring``)
 
-Lengths are checked against what is there before anything is allocated; what is left over is refused.
+Lengths are checked against what is there before anything is allocated; what is left over is refused. A message that
+came from bytes keeps them: they are its one form, so nothing is written again to check what stands under it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from privfed.secagg.messages import (
     SEALED_BYTES,
     SHARE_BYTES,
     SIGNATURE_BYTES,
+    TAG_BYTES,
     AdvertiseKeys,
     ConsistencySignature,
     Inbox,
@@ -46,7 +48,7 @@ from privfed.secagg.messages import (
 from privfed.secagg.ring import MAX_BITS, MIN_BITS, RingVector, packed_bytes
 from privfed.secagg.shamir import PRIME
 
-MAGIC, VERSION = b"PFSA", 2
+MAGIC, VERSION = b"PFSA", 3
 HEADER = struct.Struct(">4sHH")
 _U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
 
@@ -142,6 +144,7 @@ _ID_ITEM = _Item("Q", lambda value: (value,), int)
 _KEY_ITEM = _bytes(KEY_BYTES, "a key")
 _DIGEST_ITEM = _bytes(DIGEST_BYTES, "a digest")
 _SIGNATURE_ITEM = _bytes(SIGNATURE_BYTES, "a signature")
+_TAG_ITEM = _bytes(TAG_BYTES, "a tag")
 _SEALED_ITEM = _bytes(SEALED_BYTES, "sealed shares")
 _SHARE_ITEM = _Item(f"{SHARE_BYTES}s", _pack_share, _unpack_share)
 
@@ -218,7 +221,8 @@ def _read_vector(reader: _Reader) -> RingVector:
         raise _WireError(str(error)) from None
 
 
-_ID, _KEY, _DIGEST, _SIGNATURE = (i.form() for i in (_ID_ITEM, _KEY_ITEM, _DIGEST_ITEM, _SIGNATURE_ITEM))
+_ID, _KEY, _DIGEST = (item.form() for item in (_ID_ITEM, _KEY_ITEM, _DIGEST_ITEM))
+_SIGNATURE, _TAG = _SIGNATURE_ITEM.form(), _TAG_ITEM.form()
 _IDS = _Form(_write_ids, _read_ids, lambda values: _U32.size + ID_BYTES * len(values))
 _VECTOR = _Form(_write_vector, _read_vector, lambda v: 2 * _U32.size + packed_bytes(len(v.values), v.bits))
 
@@ -258,13 +262,14 @@ _FIELDS: Mapping[type[Any], Mapping[str, _Form]] = {
     },
     Roster: {
         "recipient": _ID,
-        "root": _DIGEST,
+        "top": _DIGEST,
+        "server_key": _KEY,
         "path": _list_of(_DIGEST_ITEM),
         "entries": _list_of(_ADVERTISEMENT),
     },
     ShareKeys: {"sender": _ID, "commitment": _DIGEST, "sealed": _map_to(_SEALED_ITEM), "signature": _SIGNATURE},
     Inbox: {"recipient": _ID, "sealed": _map_to(_SEALED_ITEM)},
-    MaskedInput: {"sender": _ID, "vector": _VECTOR, "included": _map_to(_KEY_ITEM), "signature": _SIGNATURE},
+    MaskedInput: {"sender": _ID, "vector": _VECTOR, "included": _map_to(_KEY_ITEM), "tag": _TAG},
     SurvivorList: {"survivors": _IDS},
     ConsistencySignature: {"sender": _ID, "signature": _SIGNATURE},
     UnmaskRequest: {"recipient": _ID, "signatures": _map_to(_SIGNATURE_ITEM), "included": _map_to(_KEY_ITEM)},
@@ -275,7 +280,11 @@ _FIELDS: Mapping[type[Any], Mapping[str, _Form]] = {
         "signature": _SIGNATURE,
     },
 }
-"""Fields in their order; a message's number is its place here, from 1. A signature always comes last."""
+"""Fields in their order; a message's number is its place here, from 1. A signature or a tag always comes last."""
+
+_LAST = {"signature": SIGNATURE_BYTES, "tag": TAG_BYTES}
+_BYTES = "_wire_form"
+"""Where a message that was decoded keeps what it was decoded from; a copy with another field has none."""
 
 _NUMBERS = {kind: number for number, kind in enumerate(_FIELDS, start=1)}
 _FORMS = {number: _record(kind, _FIELDS[kind]) for kind, number in _NUMBERS.items()}
@@ -311,6 +320,7 @@ def decode(data: bytes | memoryview, *, peer: int | None) -> Message:
         message = cast(Message, _FORMS[kind].read(reader))
         if reader.at != len(reader.data):
             raise _WireError(f"goes on for {len(reader.data) - reader.at} bytes after its end")
+        vars(message)[_BYTES] = reader.data
     except _WireError as refusal:
         raise MalformedMessageError(f"message {refusal}", offender=peer) from None
     sender = getattr(message, "sender", None)
@@ -321,7 +331,7 @@ def decode(data: bytes | memoryview, *, peer: int | None) -> Message:
 
 
 def check_form(message: Message, *, peer: int | None) -> None:
-    """Refuse a message object that has no wire form: one that nobody decoded and nobody could encode.
+    """Refuse a message object that has no wire form: one that nobody decoded, and nobody could encode.
 
     Raises:
         MalformedMessageError: A field has the wrong type, length, range or order; ``offender`` is ``peer``.
@@ -341,13 +351,22 @@ def size(message: Message) -> int:
 def digest_to_sign(message: ToServer) -> bytes:
     """SHA-256 of the wire form up to the signature, 32 bytes."""
     digest = hashlib.sha256()
-    for piece in _pieces(message, signature=False):
+    for piece in authenticated(message):
         digest.update(piece)
     return digest.digest()
 
 
-def _pieces(message: Message, *, signature: bool = True) -> Iterator[Piece]:
+def authenticated(message: ToServer) -> Iterator[Piece]:
+    """The wire form up to the signature or tag, in pieces."""
+    return _pieces(message, whole=False)
+
+
+def _pieces(message: Message, *, whole: bool = True) -> Iterator[Piece]:
+    fields = _FIELDS[type(message)]
+    if (data := vars(message).get(_BYTES)) is not None:
+        yield data if whole else data[: -_LAST[next(reversed(fields))]]
+        return
     yield HEADER.pack(MAGIC, VERSION, _NUMBERS[type(message)])
-    for name, form in _FIELDS[type(message)].items():
-        if signature or name != "signature":
+    for name, form in fields.items():
+        if whole or name not in _LAST:
             yield from form.write(getattr(message, name))

@@ -12,6 +12,7 @@ from privfed.secagg import merkle, wire
 from privfed.secagg.client import Client
 from privfed.secagg.errors import InconsistentModelError
 from privfed.secagg.identities import Directory, Identity
+from privfed.secagg.keys import KeyPair
 from privfed.secagg.messages import Roster
 from privfed.secagg.params import SecAggParams
 from privfed.secagg.server import Server
@@ -108,7 +109,10 @@ def roster(params, recipient, advertised):
     """Everybody's advertisement to everybody, as a server sends it that checks nothing."""
     tree = merkle.Tree([merkle.leaf(wire.encode(advertised[client])) for client in params.client_ids])
     others = tuple(entry for sender, entry in advertised.items() if sender != recipient)
-    return Roster(recipient, tree.root, tree.path(params.client_ids.index(recipient)), others)
+    key = KeyPair.generate().public
+    return Roster(
+        recipient, merkle.top(tree.root, key), key, tree.path(params.client_ids.index(recipient)), others
+    )
 
 
 def test_an_imprint_reads_a_sum_of_clients_who_all_have_the_same_model(lab):

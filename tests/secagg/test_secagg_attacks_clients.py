@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privfed.secagg import ServerState, Stage
+from privfed.secagg import ServerState, Stage, wire
 from privfed.secagg.errors import (
     CorruptShareError,
     DuplicateMessageError,
@@ -20,7 +20,7 @@ from privfed.secagg.errors import (
     SignatureRefusedError,
     UnexpectedSenderError,
 )
-from privfed.secagg.keys import KeyPair, seal
+from privfed.secagg.keys import KeyPair, seal, tag_of
 from privfed.secagg.messages import SEALED_BYTES, ConsistencySignature, Inbox, MaskedInput
 from privfed.secagg.ring import RingVector, dtype_of
 from privfed.secagg.shamir import PRIME
@@ -88,14 +88,16 @@ def test_inputs_of_another_length_or_modulus_are_refused(session: Any, refused: 
     session.run_to(Stage.MASKED_INPUT)
     wrong = [RingVector(bits, np.zeros(n, dtype_of(bits))) for bits, n in ((32, 6), (32, 4), (64, 5), (31, 5))]
     for vector in (*wrong, np.zeros(5, np.uint32), b"12345"):
-        refused(session.server, MaskedInput(3, vector, {}, bytes(64)), MalformedMessageError, "input vector", 3)
+        refused(session.server, MaskedInput(3, vector, {}, bytes(16)), MalformedMessageError, "input vector", 3)
 
 
 def test_a_second_masked_vector_is_refused_by_the_server(session: Any, refused: Refused) -> None:
     session.run_to(Stage.MASKED_INPUT)
+    key = session.clients[3]._input_key
     first = session.clients[3].contribute(session.inputs[3])
     session.server.receive(first)
-    second = signed(session, first, vector=RingVector(32, np.zeros(5, np.uint32)))
+    second = replace(first, vector=RingVector(32, np.zeros(5, np.uint32)))
+    second = replace(second, tag=tag_of(key, wire.authenticated(second)))
     refused(session.server, second, DuplicateMessageError, "sent a second MaskedInput", 3)
 
 
@@ -224,8 +226,10 @@ def test_messages_in_anothers_name_are_refused_at_every_stage(session: Any, refu
     refused(session.server, forged(session.shared[3]), SignatureRefusedError, match, 3)
     for i, inbox in session.step(session.shared).items():
         session.clients[i].receive(inbox)
+    key = session.clients[41]._input_key
     session.masked = {i: client.contribute(session.inputs[i]) for i, client in session.clients.items()}
-    refused(session.server, forged(session.masked[3]), SignatureRefusedError, match, 3)
+    masked = replace(session.masked[3], tag=tag_of(key, wire.authenticated(session.masked[3])))
+    refused(session.server, masked, SignatureRefusedError, "does not carry its tag", 3)
     session.survivor_list = next(iter(session.step(session.masked).values()))
     session.requests = session.step(session.sign().signed)
     session.reveal()

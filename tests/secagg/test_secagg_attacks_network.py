@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from privfed.secagg import Stage, decode, encode
+from privfed.secagg import Stage, decode, encode, merkle, wire
 from privfed.secagg.errors import (
     BrokenSealError,
     DuplicateMessageError,
@@ -19,7 +19,7 @@ from privfed.secagg.errors import (
     UnexpectedMessageError,
     UnexpectedSenderError,
 )
-from privfed.secagg.keys import channel_key, seal, unseal
+from privfed.secagg.keys import KeyPair, channel_key, input_key, seal, tag_of, unseal
 from privfed.secagg.messages import SEALED_BYTES, Inbox
 
 Refused = Callable[..., None]
@@ -110,6 +110,29 @@ def test_messages_of_another_session_are_refused_by_the_server(
     other.clients = {i: other.client(i) for i in other.clients}
     other.run_to(Stage.ADVERTISE_KEYS)
     refused(session.server, other.advertised[3], SignatureRefusedError, "for this session", 3)
+
+
+def test_with_another_server_key_a_client_has_no_part(session: Any, refused: Refused) -> None:
+    # Somebody between the two, with a top that fits, so that client 3 has nothing to complain of.
+    session.run_to(Stage.ADVERTISE_KEYS)
+    rosters = session.step(session.advertised)
+    ids, between = session.params.client_ids, KeyPair.generate()
+    root = merkle.Tree([merkle.leaf(encode(session.advertised[i])) for i in ids]).root
+    rosters[3] = replace(rosters[3], server_key=between.public, top=merkle.top(root, between.public))
+    shared = {i: session.clients[i].receive(message)[0] for i, message in rosters.items()}
+    match = "does not carry its signature for this session"
+    refused(session.server, shared.pop(3), SignatureRefusedError, match, 3)
+    for i, inbox in session.step(shared).items():
+        session.clients[i].receive(inbox)
+    session.masked = {i: session.clients[i].contribute(session.inputs[i]) for i in shared}
+    # Nor does the tag that the one between can make for another's vector pass.
+    key = input_key(session.clients[7]._scope, between.exchange(session.advertised[7].channel_key, owner=7), 7)
+    mine = replace(session.masked[7], tag=tag_of(key, wire.authenticated(session.masked[7])))
+    refused(session.server, mine, SignatureRefusedError, "does not carry its tag for this session", 7)
+    session.survivor_list = next(iter(session.step(session.masked).values()))
+    session.requests = session.step(session.sign().signed)
+    assert (session.reveal().finish() == session.expected()).all()
+    assert session.survivor_list.survivors == (7, 20, 41)
 
 
 def test_a_message_under_another_sender_is_refused_as_it_arrives(session: Any) -> None:

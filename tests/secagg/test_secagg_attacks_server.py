@@ -37,7 +37,8 @@ def roster_of(session: Any, recipient: int, entries: dict[int, AdvertiseKeys]) -
     ids = session.params.client_ids
     tree = merkle.Tree([merkle.leaf(wire.encode(entries[i])) if i in entries else merkle.ABSENT for i in ids])
     others = tuple(entry for sender, entry in sorted(entries.items()) if sender != recipient)
-    return Roster(recipient, tree.root, tree.path(ids.index(recipient)), others)
+    key = session.server._pair.public
+    return Roster(recipient, merkle.top(tree.root, key), key, tree.path(ids.index(recipient)), others)
 
 
 # Both shares of one client -------------------------------------------------------------------------------------
@@ -207,6 +208,7 @@ def rosters(session: Any) -> dict[str, tuple[Any, Any, str, int | None]]:
     low = signed_by(41, replace(honest[41], channel_key=bytes(32)))
     unsigned = replace(honest[41], signature=bytes(64))
     good = shown()
+    root = merkle.Tree([merkle.leaf(wire.encode(honest[i])) for i in session.params.client_ids]).root
     return {
         "somebody else's": (roster_of(session, 7, honest), MalformedMessageError, "roster of client 7", None),
         "unsorted": (replace(good, entries=good.entries[::-1]), MalformedMessageError, "not an ascending", None),
@@ -224,7 +226,7 @@ def rosters(session: Any) -> dict[str, tuple[Any, Any, str, int | None]]:
             "does not hold client 3's own keys",
             None,
         ),
-        "another root": (replace(good, root=bytes(32)), KeyRefusedError, "client 3's own keys", None),
+        "another top": (replace(good, top=bytes(32)), KeyRefusedError, "client 3's own keys", None),
         "short path": (replace(good, path=good.path[:1]), KeyRefusedError, "client 3's own keys", None),
         "swapped ids": (
             shown(x20=replace(honest[41], sender=20), x41=replace(honest[20], sender=41)),
@@ -236,6 +238,18 @@ def rosters(session: Any) -> dict[str, tuple[Any, Any, str, int | None]]:
         "key copied": (shown(x41=copied), KeyRefusedError, "stands twice", 41),
         "key swapped": (shown(x41=swapped), KeyRefusedError, "stands twice", 41),
         "my key reflected": (shown(x41=mine), KeyRefusedError, "stands twice", 41),
+        "another server": (
+            replace(good, server_key=honest[20].mask_key),
+            KeyRefusedError,
+            "and the server's",
+            None,
+        ),
+        "low order server": (
+            replace(good, server_key=bytes(32), top=merkle.top(root, bytes(32))),
+            KeyRefusedError,
+            "server: public key is not a point of full order",
+            None,
+        ),
         "low order": (shown(x41=low), KeyRefusedError, "full order", 41),
     }
 
@@ -247,7 +261,9 @@ ROSTERS = [
     "stranger",
     "too few",
     "not my keys",
-    "another root",
+    "another top",
+    "another server",
+    "low order server",
     "short path",
     "swapped ids",
     "unsigned",

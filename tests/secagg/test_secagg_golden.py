@@ -1,7 +1,7 @@
 """A whole round with known keys, byte for byte: what is on the wire may not change without a new version.
 
 ``golden/round.txt`` has one line for each message: to whom, from whom, and the wire form in hexadecimal. It was
-written by this code when the wire form got version 2; the wire form itself is held to an independent reader in
+written by this code when the wire form got version 3; the wire form itself is held to an independent reader in
 ``test_secagg_wire.py``, and the primitives to published vectors in ``test_secagg_vectors.py``.
 To write it anew: ``PRIVFED_WRITE_GOLDEN=1 pytest tests/secagg/test_secagg_golden.py``.
 """

@@ -70,11 +70,10 @@ def test_every_leaf_is_under_the_root_at_its_place_only(size: int) -> None:
     tree = merkle.Tree(leaves)
     for i, own in enumerate(leaves):
         path = tree.path(i)
-        assert merkle.is_under(tree.root, path, i, size, own)
-        assert not merkle.is_under(tree.root, path, i, size, merkle.leaf(b"other"))
-        assert not any(merkle.is_under(tree.root, path, j, size, own) for j in range(size) if j != i)
-        assert not merkle.is_under(tree.root, (*path, bytes(32)), i, size, own)
-        assert not merkle.is_under(bytes(32), path, i, size, own)
+        assert merkle.root_above(own, path, i, size) == tree.root
+        assert merkle.root_above(merkle.leaf(b"other"), path, i, size) != tree.root
+        assert not any(merkle.root_above(own, path, j, size) == tree.root for j in range(size) if j != i)
+        assert merkle.root_above(own, (*path, bytes(32)), i, size) is None
 
 
 def test_the_tree_is_the_one_that_plain_hashing_gives() -> None:
@@ -87,6 +86,7 @@ def test_the_tree_is_the_one_that_plain_hashing_gives() -> None:
     # A node's children are no leaf, and an absent client no client.
     assert merkle.leaf(a + b) != h(b"\1" + a + b)
     assert h(b"\2") == merkle.ABSENT
+    assert merkle.top(root, bytes(32)) == h(b"\3" + root + bytes(32))
 
 
 def test_sessions_are_claimed_once(tmp_path: Path) -> None:

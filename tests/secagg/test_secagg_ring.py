@@ -87,7 +87,7 @@ def test_the_protocol_and_the_plain_sum_agree_on_every_width(bits: int, seed: in
         assert not bits < 64 or int(upload.max()) < 2**bits
     assert plain.bytes_per_stage["input"] == 3 * packed_bytes(11, bits)
     rest = masked.bytes_per_stage["masked_input"] - plain.bytes_per_stage["input"]
-    assert rest == 3 * (8 + 8 + 8 + 4 + 3 * 40 + 64)  # header, sender, length and width, three tokens, signature
+    assert rest == 3 * (8 + 8 + 8 + 4 + 3 * 40 + 16)  # header, sender, length and width, three tokens, tag
 
 
 def test_what_masks_hide_stays_uniform_in_a_narrow_ring() -> None:

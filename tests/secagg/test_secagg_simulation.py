@@ -141,7 +141,7 @@ def test_the_traffic_of_every_stage_is_counted() -> None:
     assert result.bytes_per_stage == {
         "advertise_keys": n * (8 + 8 + 32 + 32 + 32 + 64),
         "share_keys": n * (8 + 8 + 32 + 4 + (n - 1) * (8 + 12 + 66 + 16) + 64),
-        "masked_input": (n - 1) * (8 + 8 + 8 + 4 * d + 4 + (n - 1) * (8 + 32) + 64),
+        "masked_input": (n - 1) * (8 + 8 + 8 + 4 * d + 4 + (n - 1) * (8 + 32) + 16),
         "consistency": (n - 1) * (8 + 8 + 64),
         "unmask": (n - 1) * (8 + 8 + 4 + 4 + n * (8 + 33) + 64),
     }

@@ -46,7 +46,7 @@ from privfed.secagg.messages import (
 from privfed.secagg.ring import RingVector
 from privfed.secagg.states import TRANSITIONS
 
-TO_CLIENT: list[Message] = [Roster(3, b"", (), ()), Inbox(3, {}), SurvivorList(()), UnmaskRequest(3, {}, {})]
+TO_CLIENT: list[Message] = [Roster(3, b"", b"", (), ()), Inbox(3, {}), SurvivorList(()), UnmaskRequest(3, {}, {})]
 TO_SERVER: list[Message] = [
     AdvertiseKeys(3, b"", b"", b""),
     ShareKeys(3, b"", {}),

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from privfed.secagg import Directory, Identity, SecAggParams
 from privfed.secagg.errors import KeyRefusedError
-from privfed.secagg.keys import KeyPair, Purpose, Scope, hkdf_sha256
+from privfed.secagg.keys import KeyPair, Purpose, Scope, hkdf_sha256, tag_of
 from privfed.secagg.prg import BLOCK_BYTES, FIRST_BLOCK, _counter_mode, apply_masks, keystream
 
 
@@ -134,7 +135,7 @@ def test_masks_equal_the_stream_taken_in_one_piece(dtype: type, extra: int) -> N
 
 
 def test_bindings_differ_in_every_part() -> None:
-    def scope(root: bytes = bytes(32), **changes: Any) -> Scope:
+    def scope(top: bytes = bytes(32), **changes: Any) -> Scope:
         given = {
             "session": b"s" * 16,
             "round_number": 1,
@@ -142,7 +143,7 @@ def test_bindings_differ_in_every_part() -> None:
             "threshold": 6,
             "dimension": 4,
         }
-        return Scope(SecAggParams(**{**given, **changes}), root)
+        return Scope(SecAggParams(**{**given, **changes}), top)
 
     variants = [
         scope().info(Purpose.CHANNEL, 1, 2),
@@ -151,7 +152,7 @@ def test_bindings_differ_in_every_part() -> None:
         scope(session=b"s" * 17).info(Purpose.CHANNEL, 1, 2),
         scope(session=b"t" * 16).info(Purpose.CHANNEL, 1, 2),
         scope(round_number=2).info(Purpose.CHANNEL, 1, 2),
-        scope(root=b"r" * 32).info(Purpose.CHANNEL, 1, 2),
+        scope(top=b"r" * 32).info(Purpose.CHANNEL, 1, 2),
         scope(threshold=7).info(Purpose.CHANNEL, 1, 2),
         scope(dimension=5).info(Purpose.CHANNEL, 1, 2),
         scope(ring_bits=64).info(Purpose.CHANNEL, 1, 2),
@@ -188,6 +189,44 @@ def test_ed25519_agrees_with_rfc_8032_section_7_1(private: str, public: str, mes
     assert directory.verify(5, unhex(signature), unhex(message))
     assert not directory.verify(5, unhex(signature), unhex(message) + b"0")
     assert private not in repr(identity)
+
+
+def naive_gmac(key: bytes, nonce: bytes, data: bytes) -> bytes:
+    """SP 800-38D, sections 6.3, 6.4 and 7.1, bit by bit, for data that are authenticated and not encrypted."""
+
+    def encrypted(block: bytes) -> int:
+        return int.from_bytes(Cipher(algorithms.AES256(key), modes.ECB()).encryptor().update(block), "big")
+
+    def times(x: int, y: int) -> int:
+        product = 0
+        for bit in range(127, -1, -1):
+            if (x >> bit) & 1:
+                product ^= y
+            y = (y >> 1) ^ (0xE1 << 120 if y & 1 else 0)
+        return product
+
+    subkey, hashed = encrypted(bytes(16)), 0
+    padded = data + bytes(-len(data) % 16) + (8 * len(data)).to_bytes(8, "big") + bytes(8)
+    for start in range(0, len(padded), 16):
+        hashed = times(hashed ^ int.from_bytes(padded[start : start + 16], "big"), subkey)
+    return (hashed ^ encrypted(nonce + b"\0\0\0\1")).to_bytes(16, "big")
+
+
+def test_the_naive_gmac_agrees_with_nists_example() -> None:
+    # NIST's CAVP, gcmEncryptExtIV256.rsp: PTlen 0, AADlen 128, tag of 128 bits, count 0.
+    key = unhex("78dc4e0aaf52d935c3c01eea57428f00ca1fd475f5da86a49c8dd73d68c8e223")
+    nonce, data = unhex("d79cf22d504cc793c3fb6c8a"), unhex("b96baa8c1c75a671bfb2d08d06be5f36")
+    assert naive_gmac(key, nonce, data) == unhex("3e5d486aa2e30b22e040b85723a06e76")
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 500])
+def test_tags_are_gmac_however_the_message_is_cut(size: int) -> None:
+    rng = np.random.default_rng(size)
+    key, data = rng.bytes(32), rng.bytes(size)
+    tag = naive_gmac(key, bytes(12), data)
+    for at in {0, size // 2, max(size - 1, 0)}:
+        assert tag_of(key, [data[:at], memoryview(data)[at:]]) == tag
+    assert tag_of(key, [data, b"0"]) != tag
 
 
 def test_the_answer_does_not_depend_on_the_number_of_threads() -> None:

@@ -29,7 +29,7 @@ from privfed.secagg.ring import RingVector, dtype_of
 from privfed.secagg.shamir import PRIME
 
 IDS = st.integers(0, 2**64 - 1)
-KEY, SIGNATURE, SEALED = (st.binary(min_size=n, max_size=n) for n in (32, 64, 94))
+KEY, SIGNATURE, SEALED, TAG = (st.binary(min_size=n, max_size=n) for n in (32, 64, 94, 16))
 SHARE = st.one_of(st.sampled_from([0, 1, 2**256, PRIME - 1]), st.integers(0, PRIME - 1))
 VECTORS = st.integers(8, 64).flatmap(
     lambda bits: st.lists(st.integers(0, 2**bits - 1), max_size=9).map(
@@ -46,11 +46,16 @@ ADVERTISEMENTS = st.builds(AdvertiseKeys, IDS, KEY, KEY, KEY, SIGNATURE)
 KINDS: dict[type[Any], Any] = {
     AdvertiseKeys: ADVERTISEMENTS,
     Roster: st.builds(
-        Roster, IDS, KEY, st.lists(KEY, max_size=3).map(tuple), st.lists(ADVERTISEMENTS, max_size=3).map(tuple)
+        Roster,
+        IDS,
+        KEY,
+        KEY,
+        st.lists(KEY, max_size=3).map(tuple),
+        st.lists(ADVERTISEMENTS, max_size=3).map(tuple),
     ),
     ShareKeys: st.builds(ShareKeys, IDS, KEY, maps(SEALED), SIGNATURE),
     Inbox: st.builds(Inbox, IDS, maps(SEALED)),
-    MaskedInput: st.builds(MaskedInput, IDS, VECTORS, maps(KEY), SIGNATURE),
+    MaskedInput: st.builds(MaskedInput, IDS, VECTORS, maps(KEY), TAG),
     SurvivorList: st.builds(SurvivorList, st.sets(IDS, max_size=6).map(lambda ids: tuple(sorted(ids)))),
     ConsistencySignature: st.builds(ConsistencySignature, IDS, SIGNATURE),
     UnmaskRequest: st.builds(UnmaskRequest, IDS, maps(SIGNATURE), maps(KEY)),
@@ -65,6 +70,12 @@ def same(left: Any, right: Any) -> bool:
         return False
     pairs = [(getattr(left, f.name), getattr(right, f.name)) for f in fields(left)]
     return all(same_vector(a, b) if isinstance(a, RingVector) else a == b for a, b in pairs)
+
+
+def anew(message: Any) -> Any:
+    """The same message without the bytes that it was read from, its vector included."""
+    vectors = {name: value for name, value in vars(message).items() if isinstance(value, RingVector)}
+    return replace(message, **{name: RingVector(v.bits, v.values) for name, v in vectors.items()})
 
 
 def same_vector(left: RingVector, right: RingVector) -> bool:
@@ -124,15 +135,19 @@ class Naive:
 
     def message(self) -> Message:
         assert self.take(4) == b"PFSA"
-        assert self.number(2) == 2
+        assert self.number(2) == 3
         read = {
             1: self.advertisement,
             2: lambda: Roster(
-                self.id(), self.take(32), self.many(lambda: self.take(32)), self.many(self.advertisement)
+                self.id(),
+                self.take(32),
+                self.take(32),
+                self.many(lambda: self.take(32)),
+                self.many(self.advertisement),
             ),
             3: lambda: ShareKeys(self.id(), self.take(32), self.map(lambda: self.take(94)), self.take(64)),
             4: lambda: Inbox(self.id(), self.map(lambda: self.take(94))),
-            5: lambda: MaskedInput(self.id(), self.vector(), self.map(lambda: self.take(32)), self.take(64)),
+            5: lambda: MaskedInput(self.id(), self.vector(), self.map(lambda: self.take(32)), self.take(16)),
             6: lambda: SurvivorList(self.many(self.id)),
             7: lambda: ConsistencySignature(self.id(), self.take(64)),
             8: lambda: UnmaskRequest(self.id(), self.map(lambda: self.take(64)), self.map(lambda: self.take(32))),
@@ -152,6 +167,13 @@ def test_messages_come_back_and_an_independent_reader_agrees(message: Any) -> No
     assert same(Naive(data).message(), message)
     assert wire.size(message) == len(data)
     wire.check_form(message, peer=None)
+    again = decode(data, peer=peer_of(message))
+    assert encode(again) == encode(anew(again)) == data
+    assert wire.size(again) == len(data)
+    last = {"signature": 64, "tag": 16}.get(fields(message)[-1].name, 0)
+    if last:
+        for one in (message, again):
+            assert b"".join(wire.authenticated(one)) == data[:-last]
 
 
 @settings(deadline=None, max_examples=500)
@@ -174,7 +196,7 @@ def test_whatever_is_accepted_is_the_one_encoding_of_what_it_says(message: Any, 
 
 
 @settings(deadline=None, max_examples=500)
-@given(st.one_of(st.binary(max_size=300), st.binary(max_size=300).map(lambda b: b"PFSA\0\2\0" + b)))
+@given(st.one_of(st.binary(max_size=300), st.binary(max_size=300).map(lambda b: b"PFSA\0\3\0" + b)))
 def test_random_bytes_are_refused_by_name_or_canonical(data: bytes) -> None:
     accepted(data)
 
@@ -188,7 +210,7 @@ def accepted(data: bytes) -> None:
             named = refusal.offender
         else:
             named = peer
-            assert encode(message) == data
+            assert encode(anew(message)) == data
         assert named == peer
 
 
@@ -196,22 +218,22 @@ def accepted(data: bytes) -> None:
     ("data", "match"),
     [
         (b"", "ends after 0 bytes"),
-        (b"PFSA\0\2\0", "ends after 7 bytes"),
-        (b"PFSB\0\1\0\6\0\0\0\0", "does not begin with"),
-        (b"PFSA\0\1\0\6\0\0\0\0", "does not begin with"),
-        (b"PFSA\0\2\0\0\0\0\0\0", "unknown kind 0"),
-        (b"PFSA\0\2\0\x0a\0\0\0\0", "unknown kind 10"),
-        (b"PFSA\0\2\0\6\0\0\0\0\0", "goes on for 1 bytes"),
-        (b"PFSA\0\2\0\6\xff\xff\xff\xff", "announces 4294967295 items"),
-        (b"PFSA\0\2\0\6\0\0\0\2" + bytes(16), "not strictly ascending"),
-        (b"PFSA\0\2\0\6\0\0\0\2" + bytes(7) + b"\2" + bytes(7) + b"\1", "not strictly ascending"),
-        (b"PFSA\0\2\0\5" + bytes(8) + b"\0\0\0\x07\0\0\0\0" + bytes(64), "rings have 8 to 64 bits"),
-        (b"PFSA\0\2\0\5" + bytes(8) + b"\0\0\0\x41\0\0\0\0" + bytes(64), "rings have 8 to 64 bits"),
-        (b"PFSA\0\2\0\5" + bytes(8) + b"\0\0\0\x0c\0\0\0\1" + b"\0\x10" + bytes(68), "filled up with zeros"),
-        (b"PFSA\0\2\0\5" + bytes(8) + b"\0\0\0\x20\xff\xff\xff\xff" + bytes(64), "announces 4294967295 items"),
-        (b"PFSA\0\2\0\4" + bytes(8) + b"\0\0\0\2" + 2 * bytes(102), "not strictly ascending"),
+        (b"PFSA\0\3\0", "ends after 7 bytes"),
+        (b"PFSB\0\3\0\6\0\0\0\0", "does not begin with"),
+        (b"PFSA\0\2\0\6\0\0\0\0", "does not begin with"),
+        (b"PFSA\0\3\0\0\0\0\0\0", "unknown kind 0"),
+        (b"PFSA\0\3\0\x0a\0\0\0\0", "unknown kind 10"),
+        (b"PFSA\0\3\0\6\0\0\0\0\0", "goes on for 1 bytes"),
+        (b"PFSA\0\3\0\6\xff\xff\xff\xff", "announces 4294967295 items"),
+        (b"PFSA\0\3\0\6\0\0\0\2" + bytes(16), "not strictly ascending"),
+        (b"PFSA\0\3\0\6\0\0\0\2" + bytes(7) + b"\2" + bytes(7) + b"\1", "not strictly ascending"),
+        (b"PFSA\0\3\0\5" + bytes(8) + b"\0\0\0\x07\0\0\0\0" + bytes(64), "rings have 8 to 64 bits"),
+        (b"PFSA\0\3\0\5" + bytes(8) + b"\0\0\0\x41\0\0\0\0" + bytes(64), "rings have 8 to 64 bits"),
+        (b"PFSA\0\3\0\5" + bytes(8) + b"\0\0\0\x0c\0\0\0\1" + b"\0\x10" + bytes(68), "filled up with zeros"),
+        (b"PFSA\0\3\0\5" + bytes(8) + b"\0\0\0\x20\xff\xff\xff\xff" + bytes(64), "announces 4294967295 items"),
+        (b"PFSA\0\3\0\4" + bytes(8) + b"\0\0\0\2" + 2 * bytes(102), "not strictly ascending"),
         (
-            b"PFSA\0\2\0\x09" + bytes(8) + b"\0\0\0\1" + bytes(8) + PRIME.to_bytes(33, "big") + bytes(68),
+            b"PFSA\0\3\0\x09" + bytes(8) + b"\0\0\0\1" + bytes(8) + PRIME.to_bytes(33, "big") + bytes(68),
             "outside of the field",
         ),
     ],
@@ -225,7 +247,7 @@ def test_what_is_wrong_is_said(data: bytes, match: str) -> None:
 def test_nothing_is_allocated_for_what_is_only_announced() -> None:
     import tracemalloc
 
-    data = b"PFSA\0\2\0\6" + b"\xff\xff\xff\xff" + bytes(80)
+    data = b"PFSA\0\3\0\6" + b"\xff\xff\xff\xff" + bytes(80)
     tracemalloc.start()
     with pytest.raises(MalformedMessageError):
         decode(data, peer=None)
@@ -234,7 +256,7 @@ def test_nothing_is_allocated_for_what_is_only_announced() -> None:
 
 
 def test_a_decoded_vector_is_a_read_only_view() -> None:
-    data = encode(MaskedInput(1, RingVector(32, np.arange(1000, dtype=np.uint32)), {}, bytes(64)))
+    data = encode(MaskedInput(1, RingVector(32, np.arange(1000, dtype=np.uint32)), {}, bytes(16)))
     message = decode(data, peer=1)
     assert isinstance(message, MaskedInput)
     values = message.vector.values
@@ -259,11 +281,12 @@ def test_the_senders_name_is_checked_against_the_transports() -> None:
         (AdvertiseKeys(2**64, bytes(32), bytes(32), bytes(32), bytes(64)), "AdvertiseKeys: "),
         (AdvertiseKeys(1, None, bytes(32), bytes(32), bytes(64)), "AdvertiseKeys: "),  # type: ignore[arg-type]
         (ConsistencySignature(1), "a signature must be 64 bytes"),
+        (MaskedInput(1, RingVector(32, np.zeros(2, np.uint32)), {}), "a tag must be 16 bytes"),
         (SurvivorList((2, 1)), "not strictly ascending"),
         (UnmaskShares(1, {1: PRIME}, {}, bytes(64)), "outside of the field"),
         (UnmaskShares(1, {1: -1}, {}, bytes(64)), "outside of the field"),
-        (MaskedInput(1, np.zeros(2, np.uint32), {}, bytes(64)), "must be a ring vector"),  # type: ignore[arg-type]
-        (MaskedInput(1, RingVector(20, np.full(2, 2**20, np.uint32)), {}, bytes(64)), "more than 20 bits"),
+        (MaskedInput(1, np.zeros(2, np.uint32), {}, bytes(16)), "must be a ring vector"),  # type: ignore[arg-type]
+        (MaskedInput(1, RingVector(20, np.full(2, 2**20, np.uint32)), {}, bytes(16)), "more than 20 bits"),
     ],
 )
 def test_objects_without_a_wire_form_are_refused(message: Any, match: str) -> None:
