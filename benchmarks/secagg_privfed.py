@@ -57,7 +57,7 @@ class Setup:
     gone: frozenset[int]  # share their keys, and send no vector
 
     def update(self, client: int) -> np.ndarray:
-        return self.updates[client : client + self.params.dimension]
+        return self.updates[client : client + self.codec.dimension]
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Clients:
             return encode(made[0])
         if i in setup.gone:
             return None
-        vector = np.zeros(setup.params.dimension, setup.params.dtype)
+        vector = np.zeros(setup.codec.length, setup.params.dtype)
         setup.codec.add_encoded(vector, setup.update(i), os.urandom(32))
         return encode(client.contribute(vector))
 
@@ -207,7 +207,7 @@ def _check(setup: Setup, server: Server, total: np.ndarray) -> None:
     """Each coordinate within one step of the grid for each survivor; a mask left on is off by half the ring."""
     if set(server.survivors) != set(setup.params.client_ids) - setup.gone:
         raise RuntimeError("the wrong clients survived")
-    expected = np.zeros(setup.params.dimension)
+    expected = np.zeros(setup.codec.dimension)
     for client in server.survivors:
         expected += setup.update(client)
     error = np.abs(total - expected).max() * setup.codec.scale
@@ -222,7 +222,7 @@ def make_setup(args: argparse.Namespace) -> Setup:
         codec = FixedPointCodec.for_cohort(args.clients, CLIP, args.dim, int(args.ring_bits))
     params = SecAggParams.for_cohort(
         args.clients,
-        args.dim,
+        codec.length,
         corrupt=args.corrupt,
         dropped=max(args.dropout, 0.1),
         adversary=Adversary(args.adversary),
@@ -260,13 +260,13 @@ def main() -> None:
     if isinstance(clients, Processes):
         clients.close()
         peak = measure.peak_rss_mb() + clients.peak_rss_mb
-    gone, vector_bytes = len(setup.gone), args.dim * params.dtype.itemsize
+    gone, vector_bytes = len(setup.gone), params.dimension * params.dtype.itemsize
     masks = figures["survivors"] * (params.neighbours + 1)  # a client's own and its neighbours'
     # The server takes off each survivor's own, and what is left of each vanished client's.
     unmasked = figures["survivors"] + gone * params.neighbours * (args.clients - gone) / (args.clients - 1)
     client_seconds = sum(clients.seconds.values())
     per_byte = {name: float(np.mean([floor[name] for floor in floors])) for name in floors[0]}
-    masking = secagg_floor.masking(params.dtype, args.dim, params.neighbours + 1)
+    masking = secagg_floor.masking(params.dtype, params.dimension, params.neighbours + 1)
     measure.write(
         args.out,
         {
@@ -276,6 +276,7 @@ def main() -> None:
             "dropout": args.dropout,
             "cores": args.cores,
             "ring_bits": params.ring_bits,
+            "lanes": setup.codec.lanes.count if setup.codec.lanes else 1,
             "neighbours": params.neighbours,
             "threshold": params.threshold,
             "adversary": args.adversary,

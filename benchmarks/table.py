@@ -117,12 +117,17 @@ def _secure_sum_notes(r: dict[str, Any]) -> list[str]:
         )
     versions = ", ".join(f"{name} {number}" for name, number in sorted(r["versions"].items()))
     notes += [
-        f"{r['clients']:,} clients, {r['dim']:,} coordinates in {r['ring_bits']} bits, {100 * r['dropout']:.0f} % "
-        f"vanish after sharing keys; {r['neighbours']} neighbours, threshold {r['threshold']} "
+        f"{r['clients']:,} clients, {r['dim']:,} coordinates, {_packing(r)}, {100 * r['dropout']:.0f} % vanish "
+        f"after sharing keys; {r['neighbours']} neighbours, threshold {r['threshold']} "
         f"({r['adversary']}).",
         f"Others used up to {r['other_load']:.1f} cores meanwhile; {machine()}. {versions}.",
     ]
     return notes
+
+
+def _packing(r: dict[str, Any]) -> str:
+    together = f"{r['lanes']} at a time " if r["lanes"] > 1 else ""
+    return f"{together}in {r['ring_bits']} bits"
 
 
 def machine() -> str:

@@ -234,7 +234,7 @@ class SecureAggregation(Section):
     threshold: Annotated[int, Field(ge=2)] | None = None
     """Survivors a round needs; never less than more than half of cohort and colluders together."""
     ring_bits: Annotated[int, Field(ge=8, le=64)] | Literal["auto"] = 32
-    """Sums are modulo 2 to this; ``auto`` is the narrowest ring that takes each cohort's values of 16 bits."""
+    """Sums are modulo 2 to this; ``auto`` takes each cohort's values of 16 bits in as few bits as it can."""
     colluders: Annotated[int, Field(ge=0)] = 1
     """Clients of each cohort that the observers ``server+colluders`` and ``active server`` are given."""
 

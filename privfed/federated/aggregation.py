@@ -173,7 +173,7 @@ class RingAggregation:
         """Encode, mask (in mode ``protocol``), sum, unmask, decode."""
         encoding, encoded = self._encoding(inputs), {}
         for client, vector in sorted(vectors.items()):
-            encoded[client] = encoding.zeros(inputs.length)
+            encoded[client] = encoding.zeros()
             encoding.add(encoded[client], client, vector)
         result = self._secure_sum(inputs, encoding).sum(encoded, dropouts)
         return Aggregate(
@@ -204,7 +204,7 @@ class RingAggregation:
         if inputs.integral:
             if self.ring_bits is None:
                 raise ValueError("integers come with a ring of their own: its width must be given")
-            return IntegerEncoding(IntegerCodec(self.ring_bits))
+            return IntegerEncoding(IntegerCodec(self.ring_bits), inputs.length)
         return FixedPointEncoding(self._codec(inputs), inputs.source)
 
     def _codec(self, inputs: Inputs) -> FixedPointCodec:
@@ -219,7 +219,7 @@ class RingAggregation:
 class _RunningRingSum:
     def __init__(self, encoding: Encoding, inputs: Inputs, secure_sum: SecureSum) -> None:
         self._encoding, self._inputs, self._secure_sum = encoding, inputs, secure_sum
-        self._total = encoding.zeros(inputs.length)
+        self._total = encoding.zeros()
         self._seconds = 0.0
 
     def add(self, client: int, vector: Vector) -> None:
@@ -229,7 +229,7 @@ class _RunningRingSum:
 
     def close(self, dropouts: Dropouts) -> Aggregate:
         # Who survives, and whether enough do, is for the sum of whole cohorts to say: it gets short vectors.
-        stand_ins = {client: self._encoding.zeros(1) for client in self._inputs.cohort}
+        stand_ins = dict.fromkeys(self._inputs.cohort, self._total[:1])
         survivors = self._secure_sum.sum(stand_ins, dropouts).survivors
         bits = self._encoding.codec.ring_bits
         sent = {"input": ring.packed_bytes(len(self._total), bits) * len(survivors)}

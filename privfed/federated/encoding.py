@@ -32,12 +32,12 @@ class Encoding(Protocol):
         """What knows the ring."""
         ...
 
-    def zeros(self, length: int) -> NDArray[Any]:
-        """The zero of the ring, ``[length]``."""
+    def zeros(self) -> NDArray[Any]:
+        """What sums begin with."""
         ...
 
     def add(self, total: NDArray[Any], client: int, vector: NDArray[Any]) -> None:
-        """Encode the vector of ``client`` and add it to ``total`` in place, both ``[length]``."""
+        """Encode the vector of ``client`` and add it to ``total`` in place, which is as long as ``zeros()``."""
         ...
 
     def decode(self, total: NDArray[Any]) -> Real:
@@ -52,9 +52,9 @@ class FixedPointEncoding:
     codec: FixedPointCodec
     source: Callable[[int], RandomSource]
 
-    def zeros(self, length: int) -> NDArray[Any]:
+    def zeros(self) -> NDArray[Any]:
         """As ``Encoding``."""
-        return np.zeros(length, self.codec.dtype)
+        return np.zeros(self.codec.length, self.codec.dtype)
 
     def add(self, total: NDArray[Any], client: int, vector: NDArray[Any]) -> None:
         """As ``Encoding``."""
@@ -68,13 +68,14 @@ class FixedPointEncoding:
 
 @dataclass(frozen=True)
 class IntegerEncoding:
-    """Of vectors that are integers already."""
+    """Of vectors ``[length]`` that are integers already."""
 
     codec: IntegerCodec
+    length: int
 
-    def zeros(self, length: int) -> NDArray[Any]:
+    def zeros(self) -> NDArray[Any]:
         """As ``Encoding``."""
-        return np.zeros(length, self.codec.dtype)
+        return np.zeros(self.length, self.codec.dtype)
 
     def add(self, total: NDArray[Any], client: int, vector: NDArray[Any]) -> None:
         """As ``Encoding``."""

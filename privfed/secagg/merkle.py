@@ -2,9 +2,9 @@
 
 A client that finds its own fresh keys under the root knows that nobody could compute the root, or anything drawn
 from it, before it spoke. Leaves, inner nodes and the leaves of absent clients are hashed with different prefixes
-(after RFC 6962, section 2.1); the tree is padded to a power of two with absent leaves. What everything is bound to is
-the root together with the server's own key; the graph is drawn from the root without it, so that the key gives the
-server no say in the order.
+(after RFC 6962, section 2.1); the tree is padded to a power of two with absent leaves. What everything is bound to
+is the root together with the server's own key; the graph is drawn from the root without it, so that the key gives
+the server no say in the order.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ class Inbox:
 class MaskedInput:
     """Client to server: its ring vector ``[dimension]`` under all masks.
 
-    ``included`` has a token for every neighbour whose pairwise mask is in the vector; only the two know it. ``tag``
-    is over all the rest, by a key that only sender and server can derive.
+    ``included`` has a token for every neighbour whose pairwise mask is in the vector; only the two know it.
+    ``tag`` is over all the rest, by a key that only sender and server can derive.
     """
 
     sender: int

@@ -11,14 +11,15 @@ All integers are unsigned and big-endian, but those in ring vectors::
     map        = list of (id item), ids strictly ascending
     vector     = ring_bits:u32 length:u32 plane*  (``privfed.secagg.ring``)
 
-Lengths are checked against what is there before anything is allocated; what is left over is refused. A message that
-came from bytes keeps them: they are its one form, so nothing is written again to check what stands under it.
+Lengths are checked against what is there before anything is allocated; what is left over is refused. A message
+that came from bytes keeps them: they are its one form, so nothing is written again to check what stands under it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import operator
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,11 +94,14 @@ class _Form:
 
 @dataclass(frozen=True)
 class _Item:
-    """A value of fixed length, for itself or in lists: its ``struct`` format, and what is packed into that."""
+    """A value of fixed length, for itself or in lists: its ``struct`` format, and what is packed into that.
+
+    Without ``unpack``, the one thing that ``struct`` finds is the value.
+    """
 
     code: str
     pack: Callable[[Any], Sequence[Any]]
-    unpack: Callable[..., Any]
+    unpack: Callable[..., Any] | None = None
 
     def form(self) -> _Form:
         """Of one such value alone."""
@@ -106,7 +110,11 @@ class _Item:
         def write(value: Any) -> Iterator[Piece]:
             yield record.pack(*self.pack(value))
 
-        return _Form(write, lambda r: self.unpack(*record.unpack(r.take(record.size))), lambda _: record.size)
+        def read(reader: _Reader) -> Any:
+            found = record.unpack(reader.take(record.size))
+            return self.unpack(*found) if self.unpack else found[0]
+
+        return _Form(write, read, lambda _: record.size)
 
 
 def _bytes(length: int, what: str) -> _Item:
@@ -115,7 +123,7 @@ def _bytes(length: int, what: str) -> _Item:
             raise ValueError(f"{what} must be {length} bytes (got {len(value)})")
         return (value,)
 
-    return _Item(f"{length}s", pack, bytes)
+    return _Item(f"{length}s", pack)
 
 
 def _pack_share(value: int) -> Sequence[bytes]:
@@ -140,7 +148,7 @@ def _struct_of(kind: type[Any], fields: Mapping[str, _Item]) -> _Item:
     return _Item("".join(item.code for item in fields.values()), pack, kind)
 
 
-_ID_ITEM = _Item("Q", lambda value: (value,), int)
+_ID_ITEM = _Item("Q", lambda value: (value,))
 _KEY_ITEM = _bytes(KEY_BYTES, "a key")
 _DIGEST_ITEM = _bytes(DIGEST_BYTES, "a digest")
 _SIGNATURE_ITEM = _bytes(SIGNATURE_BYTES, "a signature")
@@ -157,8 +165,10 @@ def _list_of(item: _Item) -> _Form:
         yield b"".join(record.pack(*item.pack(value)) for value in values)
 
     def read(reader: _Reader) -> tuple[Any, ...]:
-        taken = reader.take(reader.count(record.size) * record.size)
-        return tuple(item.unpack(*values) for values in record.iter_unpack(taken))
+        found = record.iter_unpack(reader.take(reader.count(record.size) * record.size))
+        if item.unpack is None:
+            return tuple(value for (value,) in found)
+        return tuple(itertools.starmap(item.unpack, found))
 
     return _Form(write, read, lambda values: _U32.size + record.size * len(values))
 
@@ -171,20 +181,18 @@ def _map_to(item: _Item) -> _Form:
         yield b"".join(record.pack(key, *item.pack(values[key])) for key in sorted(values))
 
     def read(reader: _Reader) -> dict[int, Any]:
-        taken = reader.take(reader.count(record.size) * record.size)
-        last, result = -1, {}
-        for key, *values in record.iter_unpack(taken):
-            last = _ascending(last, key)
-            result[key] = item.unpack(*values)
-        return result
+        found = list(record.iter_unpack(reader.take(reader.count(record.size) * record.size)))
+        _check_ascending([row[0] for row in found])
+        if item.unpack is None:
+            return dict(found)
+        return {key: item.unpack(*values) for key, *values in found}
 
     return _Form(write, read, lambda values: _U32.size + record.size * len(values))
 
 
-def _ascending(last: int, following: int) -> int:
-    if following <= last:
+def _check_ascending(ids: Sequence[int]) -> None:
+    if any(map(operator.ge, ids, ids[1:])):
         raise _WireError("identifiers are not strictly ascending")
-    return following
 
 
 def _write_ids(values: tuple[int, ...]) -> Iterator[Piece]:
@@ -197,8 +205,7 @@ def _write_ids(values: tuple[int, ...]) -> Iterator[Piece]:
 def _read_ids(reader: _Reader) -> tuple[int, ...]:
     count = reader.count(ID_BYTES)
     values = struct.unpack(f">{count}Q", reader.take(count * ID_BYTES))
-    if any(b <= a for a, b in itertools.pairwise(values)):
-        raise _WireError("identifiers are not strictly ascending")
+    _check_ascending(values)
     return values
 
 
@@ -364,7 +371,8 @@ def authenticated(message: ToServer) -> Iterator[Piece]:
 def _pieces(message: Message, *, whole: bool = True) -> Iterator[Piece]:
     fields = _FIELDS[type(message)]
     if (data := vars(message).get(_BYTES)) is not None:
-        yield data if whole else data[: -_LAST[next(reversed(fields))]]
+        *_, last = fields
+        yield data if whole else data[: -_LAST[last]]
         return
     yield HEADER.pack(MAGIC, VERSION, _NUMBERS[type(message)])
     for name, form in fields.items():

@@ -35,7 +35,8 @@ def test_a_small_round_gives_its_figures() -> None:
     for name in ("masking_over_floor", "total_over_floor", "client_seconds", "server_seconds", "peak_rss_mb"):
         assert math.isfinite(row[name])
         assert row[name] > 0
-    least = 3000 * row["ring_bits"] / 8
+    assert (row["ring_bits"], row["lanes"]) == (64, 3)
+    least = 3000 / 3 * 8
     assert least < row["upload_bytes"] < least + 20 * 300
     assert row["upload_over_clear"] == row["upload_bytes"] / 6000
     assert row["total_seconds"] == pytest.approx(20 * row["client_seconds"] + row["server_seconds"])

@@ -103,8 +103,10 @@ def test_ring_and_protocol_are_bit_identical_with_dropouts_at_every_stage(bits: 
     # Six values of one step's error each, in their mean.
     step = 1e-6 if bits in (32, 64) else 2 / FixedPointCodec.for_cohort(8, CLIP, 12, bits or 16).scale
     np.testing.assert_allclose(ring.weights, WEIGHTS + clipped()[survivors].mean(0), atol=step)
-    assert ring.metrics.ring_bits == protocol.metrics.ring_bits == (bits or 20)
-    assert ring.metrics.upload_bytes == 6 * packed_bytes(len(WEIGHTS), bits or 20)
+    assert ring.metrics.ring_bits == protocol.metrics.ring_bits == (bits or 64)
+    # By itself, three coordinates in a word of 64 bits.
+    sent = packed_bytes(len(WEIGHTS), bits) if bits else 8 * -(-len(WEIGHTS) // 3)
+    assert ring.metrics.upload_bytes == 6 * sent
     assert sorted(protocol.record.updates) == survivors
     assert protocol.metrics.survivors == 6
     assert sorted(run("off", cohort=cohort).record.updates) == survivors

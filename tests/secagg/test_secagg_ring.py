@@ -125,7 +125,12 @@ def test_the_narrowest_ring_has_the_precision_and_the_worst_cohort_does_not_over
 ) -> None:
     codec = FixedPointCodec.narrowest(cohort, clip, dimension, value_bits)
     assert codec.clip_norm * codec.scale > 2 ** (value_bits - 2)
-    if codec.ring_bits > value_bits:
+    worst = cohort * math.ceil(codec.clip_norm * codec.scale)
+    if codec.lanes:
+        plain = FixedPointCodec._narrowest_ring(cohort, clip, dimension, value_bits)
+        assert 64 / codec.lanes.count <= 1.1 * plain.ring_bits
+        assert worst <= codec.lanes.half + cohort
+    elif codec.ring_bits > value_bits:
         try:
             finer = FixedPointCodec.for_cohort(cohort, clip, dimension, codec.ring_bits - 1)
         except ParameterError:
@@ -133,15 +138,14 @@ def test_the_narrowest_ring_has_the_precision_and_the_worst_cohort_does_not_over
         else:
             assert finer.clip_norm * finer.scale <= 2 ** (value_bits - 2)
     # All weight in one coordinate, all of one sign, all rounded up.
-    worst = cohort * math.ceil(codec.clip_norm * codec.scale)
     assert worst < 2 ** (codec.ring_bits - 1)
     update = np.random.default_rng(seed).normal(size=dimension)
     update *= (clip - codec.rounding_slack) / np.linalg.norm(update) * (1 - 1e-6)
     update = update.astype(dtype)
-    total = np.zeros(dimension, codec.dtype)
+    total = np.zeros(codec.length, codec.dtype)
     for _ in range(3):
         codec.add_encoded(total, update, seed.to_bytes(32, "big"))
-    once = np.zeros(dimension, codec.dtype)
+    once = np.zeros(codec.length, codec.dtype)
     codec.add_encoded(once, update, seed.to_bytes(32, "big"))
     if cohort >= 3:
         assert (codec.to_signed(total) == 3 * codec.to_signed(once)).all()
