@@ -126,6 +126,9 @@ class Training(Section):
     server_learning_rate_every: Count | None = None
     server_learning_rate_warmup: Annotated[int, Field(ge=0)] = 0
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    server_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Release a moving average of the rounds' models, in which each counts this much of the one after it; 0 for
+    the last model. It costs no privacy, and takes out some of the noise."""
     seed: Annotated[int, Field(ge=0)] = 0
     evaluate_every: Count = 1
     checkpoint_every: Count = 10

@@ -367,6 +367,7 @@ class Experiment:
                 spending=spending,
                 observe=observe,
                 keeping=keeping,
+                average=settings.training.server_average,
             )
 
     def unprotected(self) -> Experiment:

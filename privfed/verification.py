@@ -128,7 +128,7 @@ def _check_files(result: Verification, folder: Path, ledger: LedgerReport) -> No
     )
     if rounds:
         result.check(
-            rounds[-1].get("weights_sha256") == ledger.final_sha256,
+            (rounds[-1].get("average_sha256") or rounds[-1].get("weights_sha256")) == ledger.final_sha256,
             f"the last line of {METRICS} names the same model",
         )
 

@@ -10,7 +10,9 @@ import pytest
 
 from privfed.api import Population, load_population, train
 from privfed.federated.checkpoint import Checkpoints
+from privfed.federated.training import digest
 from privfed.transcript import Observer, Transcript
+from privfed.verification import verify_run
 
 PLAIN: dict[str, Any] = {"rounds": 4, "local_epochs": 2, "batch_size": 8, "learning_rate": 0.3}
 SKEWED: dict[str, Any] = {"partition": "dirichlet", "alpha": 0.3, "clients": 20}
@@ -53,6 +55,17 @@ def test_fedsgd_is_one_step_over_everything(population: Population) -> None:
         load_population("digits", clients=1), "softmax", training={**PLAIN, **one_step, "algorithm": "fedsgd"}
     )
     np.testing.assert_allclose(run.weights, central.weights, rtol=1e-3, atol=1e-5)
+
+
+def test_the_average_of_models_is_what_a_run_releases_and_what_its_files_prove(
+    population: Population, tmp_path: Path
+) -> None:
+    run = weights_of(population, {"server_average": 0.5}, out=tmp_path / "run")
+    last = run.metrics.iloc[-1]
+    assert digest(np.load(tmp_path / "run" / "weights.npy")) == last["average_sha256"] != last["weights_sha256"]
+    assert verify_run(tmp_path / "run").holds
+    again = weights_of(population, {"server_average": 0.5}, out=tmp_path / "run")
+    np.testing.assert_array_equal(again.weights, run.weights)
 
 
 @pytest.mark.parametrize("mode", ["off", "ring"])

@@ -22,7 +22,7 @@ from privfed.federated.scaffold import Variates
 from privfed.files import replacing
 from privfed.transcript import Plan, RoundRecord, Transcript
 
-VERSION = 3
+VERSION = 4
 KEPT = 2
 """Checkpoints that stay: the newest, and the one before it."""
 _HASH_BYTES = 32
@@ -40,6 +40,7 @@ class Progress:
         reports: Lines of ``metrics.jsonl`` so far.
         stage_costs: Bytes and seconds by stage so far.
         recorded: Rounds whose records the transcript holds, each with the SHA-256 of its record's file.
+        average: Of the models so far ``[d]``, where that is what will be released.
     """
 
     round: int
@@ -48,6 +49,12 @@ class Progress:
     reports: list[dict[str, Any]] = field(default_factory=list)
     stage_costs: dict[str, tuple[int, float]] = field(default_factory=dict)
     recorded: dict[int, str] = field(default_factory=dict)
+    average: Vector | None = None
+
+    @property
+    def released(self) -> Vector:
+        """The model ``[d]`` that is released if the training ends here."""
+        return self.weights if self.average is None else self.average
 
 
 class Checkpoints:
@@ -74,6 +81,8 @@ class Checkpoints:
             "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
             "weights": progress.weights,
         }
+        if progress.average is not None:
+            arrays["average"] = progress.average
         for name, parts in (("server", progress.state.server), ("mechanism", progress.state.mechanism)):
             arrays |= {f"{name}/{i}": part for i, part in enumerate(parts)}
         if progress.state.variates is not None:
@@ -155,4 +164,5 @@ class Checkpoints:
                 meta["reports"],
                 {stage: (cost[0], cost[1]) for stage, cost in meta["stage_costs"].items()},
                 {int(number): digest for number, digest in meta["recorded"].items()},
+                data.get("average"),
             )

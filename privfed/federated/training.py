@@ -37,18 +37,27 @@ class Spending(Protocol):
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One line of ``metrics.jsonl``: the round, the held-out evaluation of its model, and the model's hash."""
+    """One line of ``metrics.jsonl``.
+
+    Attributes:
+        metrics: Of the round.
+        evaluation: Of the model that would be released now, on held-out examples.
+        weights_sha256: Of the round's model, which the next cohort is sent.
+        average_sha256: Of the average of the models, where that is what would be released.
+    """
 
     metrics: RoundMetrics
     evaluation: Evaluation | None
     weights_sha256: str
+    average_sha256: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, one level deep."""
         held_out = {"test_accuracy": None, "test_loss": None}
         if self.evaluation is not None:
             held_out = {"test_accuracy": self.evaluation.accuracy, "test_loss": self.evaluation.loss}  # type: ignore[dict-item]  # None above
-        return {**asdict(self.metrics), **held_out, "weights_sha256": self.weights_sha256}
+        hashes = {"weights_sha256": self.weights_sha256, "average_sha256": self.average_sha256}
+        return {**asdict(self.metrics), **held_out, **hashes}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RoundReport:
@@ -56,7 +65,7 @@ class RoundReport:
         metrics = RoundMetrics(**{f.name: values[f.name] for f in fields(RoundMetrics)})
         loss, accuracy = values["test_loss"], values["test_accuracy"]
         evaluation = None if accuracy is None else Evaluation(loss, accuracy)
-        return cls(metrics, evaluation, values["weights_sha256"])
+        return cls(metrics, evaluation, values["weights_sha256"], values["average_sha256"])
 
 
 @dataclass(eq=False)
@@ -136,6 +145,7 @@ def train(
     spending: Spending | None,
     observe: Callable[[RoundReport], None],
     keeping: Keeping = Keeping(),
+    average: float = 0.0,
 ) -> TrainingResult:
     """Run ``rounds`` rounds, from the newest checkpoint where there is one.
 
@@ -151,6 +161,8 @@ def train(
         spending: The ledger.
         observe: Called after each round.
         keeping: Checkpoints, and when to stop early.
+        average: Factor of the moving average of the rounds' models, which is evaluated and released in place of
+            the last one; 0 for the last one. Clients are sent the models themselves.
 
     Raises:
         PrivFedError: The training diverged. What it spent until then is on the ledger.
@@ -177,13 +189,17 @@ def train(
                 remedy="Lower training.server_learning_rate or training.learning_rate",
             )
         last = number == rounds
-        evaluation = evaluator(outcome.weights) if number % evaluate_every == 0 or last else None
-        report = RoundReport(outcome.metrics, evaluation, digest(outcome.weights))
+        at.round, at.weights, at.state = number, outcome.weights, outcome.state
+        if average:
+            at.average = moving_average(at.average, at.weights, number, average)
+        evaluation = evaluator(at.released) if number % evaluate_every == 0 or last else None
+        report = RoundReport(
+            outcome.metrics, evaluation, digest(at.weights), None if at.average is None else digest(at.average)
+        )
         result.reports.append(report)
         for stage, (size, seconds) in outcome.stage_costs.items():
             earlier = result.stage_costs.get(stage, (0, 0.0))
             result.stage_costs[stage] = (earlier[0] + size, earlier[1] + seconds)
-        at.round, at.weights, at.state = number, outcome.weights, outcome.state
         if outcome.record is not None:
             result.transcript.records.append(outcome.record)
             if keeper:
@@ -199,7 +215,7 @@ def train(
         if stopping:
             result.unfinished = True
             break
-    result.weights = result.transcript.final_weights = at.weights
+    result.weights = result.transcript.final_weights = at.released
     result.mechanism_state = at.state.mechanism
     result.transcript.rounds = sum(1 for report in result.reports if report.metrics.aborted is None)
     result.seconds = time.perf_counter() - started
@@ -231,6 +247,20 @@ def _plateau(reports: Sequence[RoundReport], patience: int | None) -> bool:
     if patience is None or len(losses) <= patience:
         return False
     return not min(losses[-patience:]) < min(losses[:-patience])
+
+
+def moving_average(average: Vector | None, weights: Vector, number: int, factor: float) -> Vector:
+    """The average ``[d]`` after round ``number``, where a model counts ``factor`` of the one a round later.
+
+    Its weights come to 1 from round 1 on, when it is that round's model: the zero start of an exponential average
+    is divided out (Kingma & Ba 2015, section 3). Under differential privacy it is a function of what was released
+    before, and costs nothing.
+    """
+    if average is None:
+        return weights
+    share = (1 - factor) / (1 - factor**number)
+    moved: Vector = average + np.float32(share) * (weights - average)
+    return moved
 
 
 def digest(weights: Vector) -> str:

@@ -31,7 +31,13 @@ def progress(number: int) -> Progress:
     )
     report = {"round": number, "train_loss": 0.1 + 0.2, "aborted": None, "weights_sha256": "ü"}
     return Progress(
-        number, np.roll(AWKWARD, -number), state, [report], {"masked input": (2**40, 0.1 + 0.2)}, {1: "b" * 64}
+        number,
+        np.roll(AWKWARD, -number),
+        state,
+        [report],
+        {"masked input": (2**40, 0.1 + 0.2)},
+        {1: "b" * 64},
+        np.roll(AWKWARD, 2 + number),
     )
 
 
@@ -55,7 +61,8 @@ def bits(arrays: tuple[np.ndarray, ...]) -> list[tuple[str, tuple[int, ...], byt
 
 def everything(of: Progress) -> Any:
     """Comparable with ``==``, arrays by their bits."""
-    arrays = bits((of.weights, *of.state.server)), bits(of.state.mechanism)
+    average = () if of.average is None else (of.average,)
+    arrays = bits((of.weights, *of.state.server)), bits(of.state.mechanism), bits(average)
     return of.round, arrays, of.reports, of.stage_costs, of.recorded
 
 

@@ -45,8 +45,15 @@ MECHANISMS: dict[str, Mechanism] = {
     "gaussian": CentralGaussian(1.0, 0.5),
     "adaptive": AdaptiveClipping(1.0, 0.5, SAMPLING.rate * CLIENTS),
 }
-SERVERS: dict[str, ServerOptimizer] = {"sgd": sgd(0.5), "momentum": sgd(0.5, 0.9), "adam": adam(0.1)}
-REMEMBERING = [(m, s) for m in MECHANISMS for s in SERVERS if m == "adaptive" or s != "sgd"]
+SERVERS: dict[str, ServerOptimizer] = {
+    "sgd": sgd(0.5),
+    "momentum": sgd(0.5, 0.9),
+    "adam": adam(0.1),
+    "average": sgd(0.5),
+}
+AVERAGE = 0.7
+"""Of ``average``."""
+REMEMBERING = [(m, s) for m in MECHANISMS for s in SERVERS if m == "adaptive" or s in ("momentum", "adam")]
 """Pairs with a state that a checkpoint must keep."""
 
 
@@ -172,6 +179,7 @@ def run(
         spending=witness,
         observe=witness.observe,
         keeping=keeping or witness.keeping(),
+        average=AVERAGE if server == "average" else 0.0,
     )
 
 
@@ -321,6 +329,48 @@ def test_what_is_committed_is_what_is_shown() -> None:
     assert result.reports == witness.seen
     assert digest(result.weights) == witness.digests[-1]
     assert digest(INITIAL) == hashlib.sha256(b"".join(np.float32(x).tobytes() for x in INITIAL)).hexdigest()
+
+
+class TestAverage:
+    def test_it_is_released_and_evaluated_while_clients_go_on_from_the_models_themselves(self) -> None:
+        witness, plain, evaluated = Witness(), Witness(), list[np.ndarray]()
+
+        def note(weights: np.ndarray) -> Evaluation:
+            evaluated.append(weights)
+            return evaluate(weights)
+
+        models = list[np.ndarray]()
+        run(plain, server="sgd", evaluator=lambda weights: models.append(weights) or evaluate(weights))  # type: ignore[func-returns-value]  # so that it is noted
+        result = run(witness, server="average", evaluator=note)
+        assert witness.digests == plain.digests
+        for number in range(1, ROUNDS + 1):
+            shares = AVERAGE ** np.arange(number - 1, -1, -1)
+            mean = shares @ np.array(models[:number], np.float64) / shares.sum()
+            np.testing.assert_allclose(evaluated[number - 1], mean, atol=1e-6)
+        assert result.weights is evaluated[-1]
+        assert result.transcript.final_weights is evaluated[-1]
+        assert [r.average_sha256 for r in witness.seen] == [digest(average) for average in evaluated]
+        assert {r.average_sha256 for r in plain.seen} == {None}
+
+    def test_of_one_round_it_is_that_rounds_model(self) -> None:
+        result = run(Witness(), server="average", rounds=1)
+        assert result.weights.tobytes() == run(Witness(), server="sgd", rounds=1).weights.tobytes()
+
+    def test_a_checkpoint_that_forgets_it_is_told_apart(self, tmp_path: Path) -> None:
+        class Forgetful(Checkpoints):
+            def newest(self, warn: Callable[[str], None]) -> Progress | None:
+                found = super().newest(warn)
+                if found is not None:
+                    found.average = None
+                return found
+
+        expected = run(Witness(), server="average")
+        for keeper, same in ((Checkpoints, True), (Forgetful, False)):
+            checkpoints = keeper(tmp_path / keeper.__name__, "s")
+            with pytest.raises(Killed):
+                run(Witness(checkpoints, at=14), server="average")
+            result = run(Witness(checkpoints), server="average")
+            assert (result.weights.tobytes() == expected.weights.tobytes()) is same
 
 
 def lost_in_round_3(number: int) -> Cohort:
