@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import measure
 import numpy as np
+import processes
 import table
 import workloads
 
@@ -33,13 +33,16 @@ POPULATIONS = (1_000, 10_000, 100_000, 1_000_000)
 ROUNDS = 7
 BLOCK = 4096
 """Clients written at a time."""
+LIMIT_SECONDS = 300.0
+"""Of one point."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure both sweeps and print them."""
     args = _arguments(argv)
     if args.point:
-        print(json.dumps(point(Path(args.point[0]), int(args.point[1]), args.rounds)))
+        figures = point(Path(args.point[0]), int(args.point[1]), args.rounds)
+        args.out.write_text(json.dumps(figures), encoding="utf-8")
         return 0
     rows = []
     sweeps = [("population", clients, args.cohort) for clients in args.populations]
@@ -148,11 +151,10 @@ def fits(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def _in_a_process(folder: Path, cohort: int, rounds: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--point", str(folder), str(cohort), "--rounds", str(rounds)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"cohort {cohort} on {folder.name} clients: " + done.stderr.strip()[-2000:])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    try:
+        return processes.figures(command, LIMIT_SECONDS)
+    except processes.ProcessError as error:
+        sys.exit(f"cohort {cohort} of {folder.name} clients: {error}")
 
 
 def _progress(row: dict[str, Any]) -> str:
@@ -174,6 +176,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     parser.add_argument("--markdown", type=Path, help="also put the table into this file")
     parser.add_argument("--point", nargs=2, metavar=("FOLDER", "COHORT"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 

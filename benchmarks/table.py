@@ -71,7 +71,11 @@ def scaling(rows: list[dict[str, Any]], fits: dict[str, float], examples: int) -
             f"Against the population: {fits['ms_per_million']:+.0f} ms a round and "
             f"{fits['mb_per_million']:+.0f} MB for a million clients."
         )
-    notes.append(f"{examples} examples a client, mapped from disk; {machine()}.")
+    load = max(r["other_load"] for r in rows)
+    notes.append(
+        f"{examples} examples a client, mapped from disk; "
+        f"others used up to {load:.1f} cores meanwhile; {machine()}."
+    )
     return "\n".join([*lines, "", *notes])
 
 

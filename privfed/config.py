@@ -427,6 +427,14 @@ class Settings(Section):
             raise Contradiction("executor", self.executor, "it has no DP-SGD", 'Set executor = "local"')
 
     def _check_training(self) -> None:
+        if self.executor == "tff" and self.privacy.randomness == "secure":
+            raise Contradiction(
+                "executor",
+                "tff",
+                "TFF's worker listens on all network interfaces and asks nobody who they are, and secure "
+                "randomness is for data that are private",
+                'Set executor = "local", or randomness = "research" for public data',
+            )
         self._check_algorithm()
         self._check_rates()
         if self.training.server_momentum and self.training.server_optimizer != "sgd":

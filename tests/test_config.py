@@ -58,6 +58,7 @@ def test_examples_are_valid_and_survive_a_round_trip(example: Path, tmp_path: Pa
         ("training.algorithm=fedsgd", "training.local_epochs", "one step a round"),
         ("training.algorithm=scaffold", "privacy.mechanism", "second release"),
         ("training.momentum=1", "training.momentum", "less than 1"),
+        ("training.server_average=1", "training.server_average", "less than 1"),
         ("training.learning_rate_every=2", "training.learning_rate_every", "'none' does not use it"),
         ("training.learning_rate_decay=step", "training.learning_rate_every", "needs it"),
         ("training.server_learning_rate_warmup=41", "training.server_learning_rate_warmup", "40 rounds"),
@@ -94,6 +95,12 @@ def test_scaffold_is_refused_with_what_it_has_no_meaning_for(others: dict[str, A
     with pytest.raises(SettingError, match="scaffold: ") as caught:
         resolve_settings({**others, "training": training})
     assert caught.value.where == where
+
+
+def test_tff_whose_worker_anybody_can_reach_is_refused_for_private_data() -> None:
+    with pytest.raises(SettingError, match="listens on all network interfaces") as caught:
+        load_settings(DIGITS, ["executor=tff", "privacy.randomness=secure"])
+    assert caught.value.where == "executor"
 
 
 EXAMPLES = {"mechanism": "dp_sgd", "unit": "example", "clip_norm": 1.0, "epsilon": 3.0, "example_rate": 0.1}

@@ -195,7 +195,7 @@ def test_tff_worker_is_gone_however_the_process_ends(end, code):
         [sys.executable, "-c", LIFE + end],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == code, done.stderr
