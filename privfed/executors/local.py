@@ -139,19 +139,25 @@ class LocalClientWork(ClientWork):
         start, ids = self._start(weights), np.asarray(clients, np.int64)
         waiting: queue.Queue[ClientUpdates | None] = queue.Queue(self._threads)
         given_up = threading.Event()
+        most = min(self._chunk // (2 * self._threads + 1), -(-len(ids) // self._threads))
+        # Whoever is free takes the next piece: what consumes slows one thread or the other.
+        left = queue.SimpleQueue[NDArray[np.int64]]()
+        for piece in self._updates[0].pieces(ids, max(1, most)):
+            left.put(piece)
 
-        def train(updates: _Updates, share: NDArray[np.int64]) -> None:
+        def train(updates: _Updates) -> None:
             try:
-                for piece in updates.pieces(share, max(1, self._chunk // (2 * self._threads + 1))):
-                    if given_up.is_set():
-                        return
-                    waiting.put(self._as_updates(ids[piece], *updates(start, ids[piece], seed, self._conditions)))
+                while not given_up.is_set():
+                    mine = left.get_nowait()
+                    waiting.put(self._as_updates(mine, *updates(start, mine, seed, self._conditions)))
                     self._data.give_back()
+            except queue.Empty:
+                pass
             finally:
                 waiting.put(None)
 
         with self._pool() as pool:
-            training = [pool.submit(train, *mine) for mine in zip(self._updates, self._shares(ids), strict=False)]
+            training = [pool.submit(train, updates) for updates in self._updates[: left.qsize()]]
             at_work = len(training)
             try:
                 while at_work:
@@ -270,11 +276,11 @@ class _Updates:
         self._graph: Any = None
         self._build = partial(update_graph if self._long else updates_graph, model, training, data.features.dtype)
 
-    def pieces(self, share: NDArray[np.int64], most: int) -> Iterator[NDArray[np.int64]]:
-        """``share`` cut into what one call takes, and no more than ``most``."""
+    def pieces(self, clients: NDArray[np.int64], most: int) -> Iterator[NDArray[np.int64]]:
+        """``clients`` cut into what one call takes, and no more than ``most``."""
         most = 1 if self._long else most
-        for first in range(0, len(share), most):
-            yield share[first : first + most]
+        for first in range(0, len(clients), most):
+            yield clients[first : first + most]
 
     def __call__(
         self, start: Any, clients: NDArray[np.int64], seed: Sequence[int], conditions: Conditions

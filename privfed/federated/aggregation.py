@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.federated.encoding import Encoding, FixedPointEncoding, IntegerCodec, IntegerEncoding
+from privfed.federated.encoding import ONE, Encoding, FixedPointEncoding, IntegerCodec, IntegerEncoding
 from privfed.privacy.randomness import RandomSource
 from privfed.secagg import FixedPointCodec, SecureSum, Stage, arrives, ring
 
@@ -76,8 +76,8 @@ class Aggregate:
 class RunningSum(Protocol):
     """A sum that needs no vector once it has it."""
 
-    def add(self, client: int, vector: Vector) -> None:
-        """Add the vector of a client whose input will arrive; in any order."""
+    def add(self, client: int, vector: Vector, factor: np.float32 = ONE) -> None:
+        """Add ``factor * vector`` of a client whose input will arrive; in any order."""
         ...
 
     def close(self, dropouts: Dropouts) -> Aggregate:
@@ -222,9 +222,9 @@ class _RunningRingSum:
         self._total = encoding.zeros()
         self._seconds = 0.0
 
-    def add(self, client: int, vector: Vector) -> None:
+    def add(self, client: int, vector: Vector, factor: np.float32 = ONE) -> None:
         started = time.perf_counter()
-        self._encoding.add(self._total, client, vector)
+        self._encoding.add(self._total, client, vector, factor)
         self._seconds += time.perf_counter() - started
 
     def close(self, dropouts: Dropouts) -> Aggregate:

@@ -14,6 +14,8 @@ from privfed.secagg import FixedPointCodec, ring
 
 Real = NDArray[np.float64]
 
+ONE = np.float32(1)
+
 
 class RingCodec(Protocol):
     """Whatever encodes into a ring."""
@@ -36,8 +38,8 @@ class Encoding(Protocol):
         """What sums begin with."""
         ...
 
-    def add(self, total: NDArray[Any], client: int, vector: NDArray[Any]) -> None:
-        """Encode the vector of ``client`` and add it to ``total`` in place, which is as long as ``zeros()``."""
+    def add(self, total: NDArray[Any], client: int, vector: NDArray[Any], factor: np.float32 = ONE) -> None:
+        """Encode ``factor * vector`` of ``client`` and add it to ``total`` in place, as long as ``zeros()``."""
         ...
 
     def decode(self, total: NDArray[Any]) -> Real:
@@ -56,10 +58,10 @@ class FixedPointEncoding:
         """As ``Encoding``."""
         return np.zeros(self.codec.length, self.codec.dtype)
 
-    def add(self, total: NDArray[Any], client: int, vector: NDArray[Any]) -> None:
+    def add(self, total: NDArray[Any], client: int, vector: NDArray[Any], factor: np.float32 = ONE) -> None:
         """As ``Encoding``."""
         # 256 bits of the client's own, whether from a seed or from the CSPRNG, key its rounding.
-        self.codec.add_encoded(total, vector, self.source(client).words(4).tobytes())
+        self.codec.add_encoded(total, vector, self.source(client).words(4).tobytes(), factor)
 
     def decode(self, total: NDArray[Any]) -> Real:
         """As ``Encoding``."""
@@ -77,8 +79,10 @@ class IntegerEncoding:
         """As ``Encoding``."""
         return np.zeros(self.length, self.codec.dtype)
 
-    def add(self, total: NDArray[Any], client: int, vector: NDArray[Any]) -> None:
-        """As ``Encoding``."""
+    def add(self, total: NDArray[Any], client: int, vector: NDArray[Any], factor: np.float32 = ONE) -> None:
+        """As ``Encoding``; integers are taken as they are, so the factor must be 1."""
+        if factor != 1:
+            raise ValueError(f"integers cannot be scaled on their way into the ring, got a factor of {factor}")
         total += self.codec.encode(vector)
 
     def decode(self, total: NDArray[Any]) -> Real:

@@ -223,6 +223,9 @@ class Round:
                 return None
             if not math.isfinite(sent.norm_before):
                 return None
+            if local.running is not None and self.shares is None and variates is None:
+                local.running.add(client, sent.unscaled, sent.factor)
+                return _Half(nothing, sent.norm_before, sent.was_clipped, None)
             vector = sent.vector if self.shares is None else self._weigh(client, sent.vector)
             change = None if variates is None else vector[len(weights) :].astype(np.float64)
             if local.running is not None:

@@ -20,10 +20,11 @@ from privfed.secagg.rounding import (
     Float64Rounding,
     Rounding,
     round_magnitudes,
-    sum_of_squares,
 )
 
 Words = NDArray[np.uint64]
+
+ONE = np.float32(1)
 
 MIN_STEPS = 2**8
 """Fewest steps of the grid between zero and the clip norm: below, rounding drowns the update."""
@@ -215,60 +216,65 @@ class FixedPointCodec:
         return encoded
 
     def add_encoded(
-        self, total: NDArray[Any], update: NDArray[np.float32] | NDArray[np.float64], key: bytes
+        self,
+        total: NDArray[Any],
+        update: NDArray[np.float32] | NDArray[np.float64],
+        key: bytes,
+        factor: np.float32 = ONE,
     ) -> None:
-        """Encode ``update`` and add it to the ring vector ``total`` in place, with no vector in between.
+        """Encode ``factor * update`` and add it to the ring vector ``total`` in place, with no vector in between.
 
         Rounding is as in ``encode``, by the keystream of ``key``: the same key gives the same integers. Of float32
-        vectors on a ring of 32 bits or fewer, or in lanes, 30 bits decide each rounding: its probability is exact
-        for coordinates of at least ``2**-6`` steps, as they come out of scaling in float32, and else too small by
-        less than ``2**-30``.
+        vectors on a ring of 32 bits or fewer, or in lanes, 16 bits decide each rounding: means are right to
+        ``2**-16`` steps.
 
         Args:
             total: ``[length]`` of type ``dtype``; added modulo the width of that, to be reduced when all is in.
-            update: As in ``encode``.
+            update: As in ``encode``, after the multiplication; of float32 that rounds to float32.
             key: 32 bytes, used for nothing else.
+            factor: What clips the update; 1 when it is clipped already.
 
         Raises:
             CodecError: As in ``encode``; ``total`` may then hold a part of the update.
         """
         self._check_update(update)
         self._check_total(total)
-        bound, squared, exact = self._exact_bound(), 0.0, np.empty(min(BLOCK, self.dimension))
-        for start, steps in self._rounded(update, key):
-            floats = exact[: len(steps)]
-            floats[...] = steps
-            squared += sum_of_squares(floats)
-            if self.lanes:
-                self.lanes.add(total, start, steps)
-                continue
-            target = total[start : start + BLOCK]
-            np.add(
-                target,
-                steps.view(self.dtype) if steps.itemsize == target.itemsize else steps,
-                out=target,
-                casting="unsafe",
-            )
-        if not self._surely_within(squared, bound):
-            blocks = [np.abs(steps.astype(np.int64)) for _, steps in self._rounded(update, key)]
+        bound, squared = self._exact_bound(), 0.0
+        rounding = self._rounding(update.dtype, key, factor)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start, steps, part in self._rounded(update, rounding, factor):
+                squared += part
+                if self.lanes:
+                    self.lanes.add(total, start, steps)
+                    continue
+                target = total[start : start + BLOCK]
+                same = steps.view(self.dtype) if steps.itemsize == target.itemsize else steps
+                np.add(target, same, out=target, casting="unsafe")
+        if not self._surely_within(squared, bound, rounding.error):
+            again = self._rounded(update, self._rounding(update.dtype, key, factor), factor)
+            blocks = [np.abs(steps.astype(np.int64)) for _, steps, _ in again]
             self._check_norm(np.concatenate(blocks).astype(np.uint64), bound)
 
-    def _rounded(self, update: NDArray[Any], key: bytes) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Where each block of ``update`` starts, and its steps."""
+    def _rounding(self, dtype: np.dtype[Any], key: bytes, factor: np.float32) -> Rounding:
         bound = float(self._exact_bound())
         # float32 has the range, and int32 the room: half of the ring holds two clients at least, a lane 21 bits.
         narrow = bool(self.lanes) or (self.ring_bits <= 32 and self.cohort_size > 1)
-        narrow = narrow and abs(math.log2(self.scale)) < 100
-        rounding: Rounding
-        if narrow and update.dtype == np.float32:
-            rounding = Float32Rounding(self.scale, bound, key)
-        else:
-            rounding = Float64Rounding(self.scale, bound, key, self.ring_bits)
+        if narrow and dtype == np.float32 and abs(math.log2(self.scale)) < 100 > -math.log2(factor * self.scale):
+            # The scale is a power of two: one multiplication rounds as two would.
+            return Float32Rounding(factor * np.float32(self.scale), bound, key)
+        return Float64Rounding(self.scale, bound, key, self.ring_bits)
+
+    def _rounded(
+        self, update: NDArray[Any], rounding: Rounding, factor: np.float32
+    ) -> Iterator[tuple[int, NDArray[Any], float]]:
+        """Where each block of ``update`` starts, its steps, and the sum of their squares."""
+        apart = factor != 1 and not isinstance(rounding, Float32Rounding)
         for start in range(0, self.dimension, BLOCK):
-            steps = rounding(update[start : start + BLOCK])
-            if steps is None:
-                raise self._refusal(update)
-            yield start, steps
+            block = update[start : start + BLOCK]
+            done = rounding(block * factor if apart else block)
+            if done is None:
+                raise self._refusal(update * factor)
+            yield start, *done
 
     def to_signed(self, total: NDArray[Any]) -> NDArray[np.int64]:
         """Signed integers ``[dimension]`` of a ring vector ``[length]``, reduced or not.
@@ -318,15 +324,15 @@ class FixedPointCodec:
     def _check_norm(self, steps: Words, bound: Fraction) -> None:
         approximate = steps.astype(np.float64)
         # The exact sum is several times slower.
-        if self._surely_within(float(np.dot(approximate, approximate)), bound):
+        if self._surely_within(float(np.dot(approximate, approximate)), bound, 0.0):
             return
         squared = _exact_square_sum(steps)
         if squared > bound**2:
             raise self._too_long(math.sqrt(squared))
 
-    def _surely_within(self, squared: float, bound: Fraction) -> bool:
+    def _surely_within(self, squared: float, bound: Fraction, error: float) -> bool:
         """Whether a float sum of squares is so far below the bound, error included, that it settles the matter."""
-        return squared * (1 + (self.dimension + 8) * 2.0**-51) <= bound**2
+        return squared * (1 + error) * (1 + (self.dimension + 8) * 2.0**-51) <= bound**2
 
     def _refusal(self, update: NDArray[Any]) -> CodecError:
         """Of an update that is not finite, or of which a part alone is too long."""

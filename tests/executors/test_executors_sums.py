@@ -286,7 +286,7 @@ def test_each_ends_when_its_consumer_or_a_client_fails():
     with pytest.raises(IndexError):
         work.each(weights, [*CLIENTS, 1000], SEED, lambda chunk: None)
     work._updates[-1] = None
-    with pytest.raises(AttributeError):
+    with pytest.raises(TypeError):
         work.each(weights, CLIENTS, SEED, lambda chunk: None)
     for _ in range(100):
         if threading.active_count() <= threads:

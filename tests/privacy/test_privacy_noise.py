@@ -139,10 +139,25 @@ def test_clipping_bounds_the_float32_result_and_keeps_the_direction(values: list
         assert cosine >= 0.999 * norm_ or norm_ < 1e-4
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e15, 1e30])
+@pytest.mark.parametrize("ratio", [0.5, 1 - 1e-6, 1 + 1e-6, 3.0])
+def test_long_updates_are_clipped_as_short_ones(scale: float, ratio: float) -> None:
+    update = (np.random.default_rng(5).normal(size=20_000) * scale).astype(np.float32)
+    exact = float(np.linalg.norm(update.astype(np.float64)))
+    clipped = clip_by_l2(update, exact / ratio)
+    assert clipped.was_clipped == (ratio > 1)
+    assert clipped.norm_before == pytest.approx(exact, rel=2.0**-16)
+    assert (1 - 2.0**-15) * min(exact, exact / ratio) <= l2_norm(clipped.vector) <= exact / ratio
+    np.testing.assert_array_equal(clipped.vector, clipped.unscaled * clipped.factor)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_no_clip_bounds_what_is_not_finite(bad: float) -> None:
+@pytest.mark.parametrize("size", [2, 20_000])
+def test_no_clip_bounds_what_is_not_finite(bad: float, size: int) -> None:
+    update = np.ones(size, np.float32)
+    update[-1] = bad
     with pytest.raises(NonFiniteUpdateError):
-        clip_by_l2(np.array([1, bad], np.float32), 1.0)
+        clip_by_l2(update, 1.0)
 
 
 def test_randomness_is_uniform_reproducible_where_seeded_and_fresh_where_secure() -> None:

@@ -165,6 +165,18 @@ def test_adding_an_encoded_update_is_encoding_it(
     np.testing.assert_array_equal(after, before + encoded)
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(np.float32, 23), (np.float32, 64), (np.float64, 32)])
+def test_a_factor_gives_the_integers_of_the_update_multiplied_before(dtype: type, bits: int) -> None:
+    codec = FixedPointCodec.for_cohort(50, 0.1, 70_001, bits)
+    update = (clipped(codec, np.random.default_rng(3)) * 30).astype(dtype)
+    factor = np.float32(0.999 / 30)
+    total = np.zeros(codec.dimension, codec.dtype)
+    codec.add_encoded(total, update, KEY, factor)
+    np.testing.assert_array_equal(total, added(codec, update * factor))
+    with pytest.raises(CodecError, match="exceeds the clip norm"):
+        codec.add_encoded(total, update, KEY)
+
+
 def added_ups(value: float, size: int, dtype: type, bits: int) -> int:
     codec = FixedPointCodec.for_cohort(4, 2.0**20, size, bits)
     steps = codec.to_signed(added(codec, np.full(size, value / codec.scale, dtype)))
@@ -185,7 +197,7 @@ def test_the_bias_test_of_adding_catches_words_that_are_not_uniform(
     value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uniform = rounding._next_words
-    monkeypatch.setattr(rounding, "_next_words", lambda *arguments: uniform(*arguments) >> np.uint32(1))
+    monkeypatch.setattr(rounding, "_next_words", lambda *arguments: uniform(*arguments) >> np.uint16(1))
     ups = added_ups(value, 200_000, np.float32, 32)
     assert abs(z_score(ups, 200_000, value - math.floor(value))) > Z_LIMIT
 
