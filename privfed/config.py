@@ -324,12 +324,13 @@ class Settings(Section):
     def _check_canaries(self) -> None:
         if not self.audit.canaries:
             return
-        if self.privacy.mechanism != "gaussian":
+        reason = {
+            "none": "they measure what is claimed, and without a mechanism nothing is",
+            "dp_sgd": "they are whole clients, and dp_sgd promises nothing for these",
+        }.get(self.privacy.mechanism)
+        if reason is not None:
             raise Contradiction(
-                "audit.canaries",
-                self.audit.canaries,
-                f"they are scored against central Gaussian noise, and mechanism is {self.privacy.mechanism!r}",
-                'Use mechanism = "gaussian", or remove them',
+                "audit.canaries", self.audit.canaries, reason, "Remove them, or use a mechanism for clients"
             )
 
     def _check_cohort(self) -> None:

@@ -8,19 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
-from privfed.audit.canaries import (
-    LENGTH,
-    CanaryClients,
-    JoinedWork,
-    RandomUpdates,
-    Watched,
-    gathered,
-    normalised,
-    random_clients,
-    random_directions,
-)
+from privfed.audited import AuditedTraining, audited_training
 from privfed.config import Attacks as AttackSettings
 from privfed.config import Audit as AuditSettings
 from privfed.config import Cohort as CohortSettings
@@ -45,7 +33,7 @@ from privfed.federated.rates import RateSchedule
 from privfed.federated.round import Round
 from privfed.federated.scaffold import Scaffold
 from privfed.federated.server_update import OPTIMIZERS, ServerOptimizer
-from privfed.federated.streams import Purpose, Streams
+from privfed.federated.streams import Streams
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, train
 from privfed.models.build import build_model
 from privfed.models.functional import Model, Vector
@@ -55,7 +43,7 @@ from privfed.privacy.ledger_entries import Header
 from privfed.privacy.ledger_report import spent_releases
 from privfed.privacy.mechanisms import ExampleGaussian, Mechanism, NoMechanism
 from privfed.privacy.plan import PrivacyPlan
-from privfed.privacy.sampling import FixedSizeSampling, PoissonSampling, SamplingScheme
+from privfed.privacy.sampling import SamplingScheme
 from privfed.schemes import sampling_scheme
 from privfed.secagg import ProtocolSum, RingSum
 from privfed.transcript import Plan
@@ -120,6 +108,7 @@ class Experiment:
             example_rate=privacy.example_rate or 1.0,
             local_steps=self.settings.training.local_steps or 1,
             update_scale=self.settings.training.learning_rate / self.settings.training.batch_size,
+            guests=self.settings.audit.canaries,
         )
 
     @cached_property
@@ -258,42 +247,9 @@ class Experiment:
         return tuple(attacks.rounds) if attacks.rounds is not None else tuple(sorted({1, rounds} - {0}))
 
     @cached_property
-    def canary_work(self) -> ClientWork | None:
-        """Local training of the audit's canaries; ``None`` without them."""
-        audit, seed = self.settings.audit, self.streams.key(Purpose.CANARIES, 1)
-        if not audit.canaries:
-            return None
-        if audit.canary_kind == "update":
-            assert self.settings.privacy.clip_norm is not None  # canaries go with a mechanism
-            directions = random_directions(audit.canaries, self.model.dimension, seed)
-            return RandomUpdates(directions, LENGTH * self.settings.privacy.clip_norm)
-        data = random_clients(self.population, audit.canaries, seed)
-        return LocalClientWork(self.model, data.features, data.labels, data.offsets, self.local_training)
-
-    @cached_property
-    def canaries(self) -> CanaryClients | None:
-        """The audit's canaries and their coins; ``None`` without them."""
-        work, count, dimension = self.canary_work, self.settings.audit.canaries, self.model.dimension
-        if work is None:
-            return None
-        updates = work(self.initial_weights, range(count), self.streams.key(Purpose.SHUFFLE, 0))
-        clients, rate = self.population.clients, 1.0
-        if isinstance(self.sampling, PoissonSampling):
-            rate = self.sampling.rate
-        elif isinstance(self.sampling, FixedSizeSampling):
-            rate = self.sampling.size / (clients + count)
-        return CanaryClients(
-            self.settings.audit.canary_kind,
-            clients,
-            np.random.default_rng(self.streams.key(Purpose.CANARIES, 2)).random(count) < 0.5,
-            normalised(gathered(updates, count, dimension)),
-            rate,
-        )
-
-    @cached_property
-    def watched(self) -> Watched | None:
-        """The mechanism under the auditor's eyes; ``None`` without canaries."""
-        return None if self.canaries is None else Watched(self.mechanism, self.canaries)
+    def audited(self) -> AuditedTraining | None:
+        """The audit's canaries and how they take part; ``None`` without them."""
+        return audited_training(self) if self.settings.audit.canaries else None
 
     @contextmanager
     def client_work(self) -> Iterator[ClientWork]:
@@ -303,10 +259,7 @@ class Experiment:
             self.model, data.features, data.labels, data.offsets, self.local_training
         )
         with work if isinstance(work, AbstractContextManager) else nullcontext(work):
-            if self.watched is None or self.canary_work is None:
-                yield work
-            else:
-                yield JoinedWork(work, self.canary_work, data.clients, self.watched.note)
+            yield work if self.audited is None else self.audited.join(work)
 
     def aggregation(self) -> Aggregation:
         """From updates to their sum, by the chosen mode."""
@@ -327,7 +280,7 @@ class Experiment:
         sizes, local = self.population.sizes, self.local_training
         return Round(
             work=work,
-            mechanism=self.mechanism if self.watched is None else self.watched,
+            mechanism=self.mechanism if self.audited is None else self.audited.mechanism,
             aggregation=self.aggregation(),
             server=self.server,
             streams=self.streams,
@@ -340,11 +293,11 @@ class Experiment:
 
     def sample(self, number: int) -> Cohort:
         """The cohort of round ``number``; canaries are drawn as if they were further clients."""
-        clients, dropout = self.population.clients, self.settings.cohort.dropout
-        if self.canaries is None:
-            return sample_cohort(number, clients, self.sampling, dropout, self.streams)
-        drawn = sample_cohort(number, clients + self.canaries.count, self.sampling, dropout, self.streams)
-        return self.canaries.admit(drawn)
+        dropout = self.settings.cohort.dropout
+        if self.audited is None:
+            return sample_cohort(number, self.population.clients, self.sampling, dropout, self.streams)
+        scheme, everybody = self.audited.sampling, self.audited.clients
+        return self.audited.admit(sample_cohort(number, everybody, scheme, dropout, self.streams))
 
     def run(
         self,
@@ -474,8 +427,8 @@ def compose(settings: Settings, population: Population | None = None) -> Experim
         assert experiment.privacy_plan is not None  # there is a mechanism
         noise = experiment.privacy_plan.calibrate(privacy.epsilon, privacy.against)
     experiment = replace(experiment, noise_multiplier=noise)
-    if experiment.canaries is not None and noise is not None:
-        experiment.canaries.check(noise)
+    if experiment.audited is not None:
+        experiment.audited.check()
     if experiment.rounds == 0:
         raise SettingError(
             "a single round spends more",

@@ -80,7 +80,7 @@ def own_updates(
 ) -> Setting:
     """The updates of a training's recorded rounds; those of an audit's canaries are nobody's, and not attacked."""
     last = experiment.population.clients
-    if experiment.canaries is not None:
+    if experiment.audited is not None:
         records = [
             replace(
                 record,

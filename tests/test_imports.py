@@ -20,6 +20,7 @@ EVERYBODY = (
     "privfed.cli",
     "privfed.cli_accounting",
     "privfed.sweep",
+    "privfed.audited",
     "privfed.experiment",
     "privfed.runs",
     "privfed.exposure",

@@ -9,13 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.audit.canaries import CanaryClients, Tally
+from privfed.audit.notes import Notes, Tally
 from privfed.audit.one_run import OneRunBound, one_run_bound
-from privfed.audit.one_shot import Estimate, composed_fit, gaussian_fit
-from privfed.privacy.accounting import ObservedRelease, by_observer
+from privfed.audit.one_shot import Estimate, RoundScores, composed_fit, gaussian_fit
+from privfed.audit.watched import Watched
+from privfed.privacy.accounting import ObservedRelease, Release, by_observer
+from privfed.privacy.errors import PrivacyError
+from privfed.privacy.mechanisms import CorrelatedGaussian, DistributedNoise
 from privfed.transcript import Observer
 
 Real = NDArray[np.float64]
+
+SERVERS = (Observer.SERVER, Observer.SERVER_WITH_COLLUDERS, Observer.ACTIVE_SERVER)
+COMPOSED = "noise fitted to single rounds, then composed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,22 +56,48 @@ def scaled_epsilon(
     """From a factor on the noise of all releases to ε against ``observer``; infinite for who is not protected."""
 
     def epsilon(factor: float) -> float:
-        scaled = [
-            [
-                replace(s, release=replace(s.release, noise_multiplier=factor * s.release.noise_multiplier))
-                for s in one
-            ]
-            for one in spent
-        ]
-        found = by_observer(scaled, delta).get(observer.value)
+        try:
+            scaled = [[replace(s, release=_scaled(s.release, factor)) for s in one] for one in spent]
+            found = by_observer(scaled, delta).get(observer.value)
+        except PrivacyError:  # integer noise so weak that no theorem speaks of it
+            return math.inf
         return math.inf if found is None else found.epsilon
 
     return epsilon
 
 
+def _scaled(release: Release, factor: float) -> Release:
+    shares = release.shares
+    if shares is not None:
+        stddev = factor * shares.params.local_stddev
+        if shares.params.noise == "discrete_gaussian":
+            stddev = max(1.0, float(round(stddev)))
+        shares = replace(shares, params=replace(shares.params, local_stddev=stddev))
+    return replace(release, noise_multiplier=factor * release.noise_multiplier, shares=shares)
+
+
+@dataclass(frozen=True, eq=False)
+class Vantage:
+    """What an observer scores canaries on.
+
+    Attributes:
+        sees: In words.
+        scores: Of each canary, higher where it is rather there, ``[k]``.
+        rounds: Scores of single rounds, for the composed estimate; ``None`` where noise does not tell.
+        fitted: Scores near a Gaussian where there is no canary, for the direct fit, and its name.
+        told: Whether a positive score alone tells a canary that is there.
+    """
+
+    sees: str
+    scores: Real
+    rounds: RoundScores | None = None
+    fitted: tuple[str, Real] | None = None
+    told: bool = False
+
+
 def findings(
-    canaries: CanaryClients,
-    tally: Tally,
+    watched: Watched,
+    notes: Notes,
     moved: Real,
     spent: Sequence[Sequence[ObservedRelease]],
     claims: Mapping[str, float],
@@ -77,8 +109,8 @@ def findings(
     """Judge the claims against every observer.
 
     Args:
-        canaries: Who they are.
-        tally: Of all rounds.
+        watched: The mechanism as it was audited.
+        notes: After the last round.
         moved: Released weights less initial weights, ``[d]``.
         spent: Releases on the ledger.
         claims: ε by observer; who is missing is promised nothing.
@@ -86,54 +118,95 @@ def findings(
         masked: Whether the server sees sums only.
         rng: For intervals.
     """
-    there = canaries.included
+    there = watched.canaries.included
     length = max(float(np.linalg.norm(moved)), 1e-300)
-    final: Real = (canaries.directions @ moved.astype(np.float32)).astype(np.float64) / length
-
-    def finding(
-        observer: Observer, sees: str, scores: Real, estimates: Sequence[Estimate | None]
-    ) -> ObserverFinding:
-        return ObserverFinding(
-            observer,
-            sees,
-            claims.get(observer.value, math.inf),
-            tuple(e for e in estimates if e is not None),
-            one_run_bound(scores, there, delta),
-            scores,
-        )
-
-    found = []
-    for observer in (Observer.SERVER, Observer.SERVER_WITH_COLLUDERS, Observer.ACTIVE_SERVER):
-        if masked:
-            fit = gaussian_fit(tally.largest_in_sum, there, delta, "Gaussian fit", rng)
-            sees = "the largest inner product with a sum before the noise"
-            found.append(finding(observer, sees, tally.largest_in_sum, [fit]))
-        else:
-            fit = perfect(tally.participations, there)
-            sees = "whether an update of it arrived"
-            found.append(finding(observer, sees, tally.participations, [fit]))
-    # The likelihood ratio is the best score; the fit wants one that is near a Gaussian where there is no canary.
-    rounds = int(tally.rounds.max(initial=0))
-    found.append(
-        finding(
-            Observer.CLIENT,
-            "all noised sums",
-            tally.likelihood,
-            [
-                composed_fit(
-                    tally.round_scores(),
-                    len(moved),
-                    rounds,
-                    scaled_epsilon(spent, delta, Observer.CLIENT),
-                    "noise fitted to single rounds, then composed",
-                ),
-                gaussian_fit(tally.largest_cosine, there, delta, "Gaussian fit to the largest cosine", rng),
-            ],
-        )
+    final: Real = (watched.canaries.directions @ moved.astype(np.float32)).astype(np.float64) / length
+    server, models = _server(watched, notes, masked=masked), _models(watched, notes)
+    release = Vantage(
+        "the final model's difference from the first", final, None, ("Gaussian fit to the cosine", final)
     )
-    fit = gaussian_fit(final, there, delta, "Gaussian fit to the cosine", rng)
-    found.append(finding(Observer.RELEASE, "the final model's difference from the first", final, [fit]))
+    rounds = int(np.isfinite(notes.survivors).sum())
+    found = []
+    for observer in Observer:
+        vantage = server if observer in SERVERS else models if observer is Observer.CLIENT else release
+        claim = claims.get(observer.value, math.inf)
+        estimates: list[Estimate | None] = []
+        if vantage.rounds is not None and claim < math.inf:  # else there is no release for the accountant to scale
+            epsilon_of = scaled_epsilon(spent, delta, observer)
+            estimates.append(composed_fit(vantage.rounds, len(moved), rounds, epsilon_of, COMPOSED))
+        if vantage.fitted is not None:
+            estimates.append(gaussian_fit(vantage.fitted[1], there, delta, vantage.fitted[0], rng))
+        if vantage.told:
+            estimates.append(perfect(vantage.scores, there))
+        found.append(
+            ObserverFinding(
+                observer,
+                vantage.sees,
+                claim,
+                tuple(e for e in estimates if e is not None),
+                one_run_bound(vantage.scores, there, delta),
+                vantage.scores,
+            )
+        )
     return found
+
+
+def _server(watched: Watched, notes: Notes, *, masked: bool) -> Vantage:
+    """Servers know who takes part. Masked, they have sums; else every contribution."""
+    tally = Tally(notes.tally)
+    if watched.inner.client_noise:
+        if masked:
+            sees = "all noised sums, and who is in them"
+            return Vantage(sees, tally.known_likelihood, tally.round_scores())
+        return Vantage("its noisy updates", tally.own_likelihood, tally.round_scores("own_"))
+    if masked:
+        largest = tally.largest_in_sum
+        sees = "the largest inner product with a sum before the noise"
+        return Vantage(sees, largest, None, ("Gaussian fit", largest))
+    what = "an update of it that is not zero" if watched.canaries.zero_out else "an update of it"
+    return Vantage(f"whether {what} arrived", tally.participations, told=True)
+
+
+def _models(watched: Watched, notes: Notes) -> Vantage:
+    """Who sees every model has every noised sum."""
+    tally, inner = Tally(notes.tally), watched.inner
+    if isinstance(inner, CorrelatedGaussian):
+        return _correlated(inner, notes, watched)
+    if inner.client_noise and not isinstance(inner, DistributedNoise):
+        return Vantage("all noised sums, and who is in them", tally.known_likelihood, tally.round_scores())
+    # The likelihood ratio is the best score; the fit wants one that is near a Gaussian where there is no canary.
+    largest = ("Gaussian fit to the largest cosine", tally.largest_cosine)
+    return Vantage("all noised sums", tally.likelihood, tally.round_scores(), largest)
+
+
+def _correlated(inner: CorrelatedGaussian, notes: Notes, watched: Watched) -> Vantage:
+    """All noised sums ``X + C⁻¹·Z`` with their noise made independent again: ``C·X + Z`` (Denisov et al. 2022).
+
+    Who takes part when is no secret, so a canary's sums lie along ``C`` times its rounds.
+    """
+    tally, sees = Tally(notes.tally), "all noised sums, their noise made independent, and who is in them"
+    rounds = np.isfinite(notes.scores).all(axis=1)
+    used = int(rounds.sum())
+    if not used or not rounds[:used].all():  # a round that was aborted released nothing
+        return Vantage("all noised sums", tally.likelihood)
+    matrix = inner.strategy.matrix()[:used, :used]
+    signal = matrix @ notes.drawn[:used]
+    lengths = np.linalg.norm(signal, axis=0)
+    took_part = lengths > 0
+    along = (signal * (matrix @ notes.scores[:used])).sum(axis=0) / np.where(took_part, lengths, 1.0) ** 2
+    spread = inner.fresh / watched.clip_norm_in(None)
+    likelihood = np.square(lengths) * (2 * along - 1) / (2 * spread**2)
+    there, absent = took_part & watched.canaries.included, took_part & ~watched.canaries.included
+    noise = along[absent] * lengths[absent] / spread
+    scores = RoundScores(
+        int(there.sum()),
+        float(along[there].sum()),
+        float(np.square(along[there]).sum()),
+        int(absent.sum()),
+        float(noise.sum()),
+        float(np.square(noise).sum()),
+    )
+    return Vantage(sees, likelihood, scores)
 
 
 def perfect(participations: Real, included: NDArray[np.bool_]) -> Estimate | None:

@@ -58,6 +58,7 @@ class PrivacyPlan:
         example_rate: Of ``dp_sgd``: chance of each example to be in a step.
         local_steps: Of ``dp_sgd``: of each client in a round.
         update_scale: Of ``dp_sgd``: learning rate over batch size, for what observers know of the noise.
+        guests: Clients beyond the population that are drawn as clients are, such as canaries; no ε counts them.
     """
 
     kind: Kind
@@ -80,6 +81,7 @@ class PrivacyPlan:
     example_rate: float = 1.0
     local_steps: int = 1
     update_scale: float = 1.0
+    guests: int = 0
 
     @property
     def expected_cohort(self) -> float:
@@ -97,12 +99,15 @@ class PrivacyPlan:
 
     @cached_property
     def largest_cohort(self) -> int:
-        """Clients in a round, which a Poisson cohort exceeds with a probability below ``OVERSIZE``."""
-        if not isinstance(self.sampling, PoissonSampling):
+        """Clients and guests in a round, which Poisson cohorts exceed with a probability below ``OVERSIZE``."""
+        everybody = self.population + self.guests
+        if isinstance(self.sampling, FixedSizeSampling | RoundRobinSampling):
             return math.ceil(self.expected_cohort)
+        if not isinstance(self.sampling, PoissonSampling):
+            return everybody
         from scipy.stats import binom
 
-        return min(self.population, int(binom.isf(OVERSIZE, self.population, self.sampling.rate)) + 1)
+        return min(everybody, int(binom.isf(OVERSIZE, everybody, self.sampling.rate)) + 1)
 
     def mechanism(self, noise_multiplier: float) -> Mechanism:
         """The mechanism with so much noise.

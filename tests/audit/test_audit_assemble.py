@@ -64,3 +64,27 @@ def test_the_verdict_names_terms_and_who_reconstructed(
         assert f"or their tokens read, by: {', '.join(sorted(leaking))}." in found.text
     else:
         assert "No attack tried" in found.text
+
+
+@pytest.mark.parametrize(("status", "flagged"), [("failed", True), ("passed", False), ("not checked", False)])
+def test_a_failed_check_flags_the_claim(status: str, flagged: bool) -> None:
+    observers = (observer("server", math.inf), observer("release", 2.0))
+    canaries = ev.Canaries(
+        kind="update",
+        count=20,
+        included=9,
+        participations=30,
+        rounds=10,
+        noise_share=0.1,
+        accuracy=None,
+        accuracy_without=None,
+        delta=1e-5,
+        unit="client",
+        neighbouring="add or remove one client",
+        sampling="Poisson, rate 0.1",
+        observers=(),
+        checks=(ev.SelfCheck(name="noise as claimed", status=status, finding="0.5 of it", p_value=None),),  # type: ignore[arg-type]  # one of three
+    )
+    found = verdict(observers, canaries, set())
+    assert (found.level == "exposed") == flagged
+    assert ("FLAGGED" in found.text and "noise as claimed" in found.text) == flagged

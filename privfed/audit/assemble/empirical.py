@@ -22,19 +22,22 @@ HISTOGRAM_BINS = 24
 
 def canaries_of(m: Material) -> ev.Canaries | None:
     """What the canaries say of each claim; ``None`` without them, or without a mechanism."""
-    from privfed.audit.canaries import Tally
+    from privfed.audit.checks import checks
     from privfed.audit.empirical import findings
+    from privfed.audit.notes import Tally
     from privfed.privacy.ledger_report import spent_releases
 
     e = m.experiment
-    if e.canaries is None or e.noise_multiplier is None or not m.result.mechanism_state:
+    if e.audited is None or not m.result.mechanism_state:
         return None
-    tally, terms = Tally(m.result.mechanism_state[-1]), terms_of(m)
+    canaries, watched = e.audited.canaries, e.audited.mechanism
+    notes, terms = watched.notes(m.result.mechanism_state), terms_of(m)
+    tally, spent = Tally(notes.tally), spent_releases(m.folder.ledger)[1]
     found = findings(
-        e.canaries,
-        tally,
+        watched,
+        notes,
         m.result.weights.astype("float64") - e.initial_weights,
-        spent_releases(m.folder.ledger)[1],
+        spent,
         {observer: guarantee.epsilon for observer, guarantee in guarantees_of(m).items()},
         terms["delta"],
         masked=e.plan.mode == "protocol",
@@ -42,15 +45,19 @@ def canaries_of(m: Material) -> ev.Canaries | None:
     )
     return ev.Canaries(
         kind=e.settings.audit.canary_kind,
-        count=e.canaries.count,
-        included=int(e.canaries.included.sum()),
+        count=canaries.count,
+        included=int(canaries.included.sum()),
         participations=int(tally.participations.sum()),
         rounds=int(tally.rounds.max(initial=0)),
-        noise_share=e.canaries.noise_share(e.noise_multiplier),
+        noise_share=canaries.noise_share(e.audited.noise_multiplier),
         accuracy=final_of(m.result),
         accuracy_without=final_of(m.control),
         **{key: terms[key] for key in ("delta", "unit", "neighbouring", "sampling")},
-        observers=tuple(_canary_observer(finding, e.canaries.included) for finding in found),
+        observers=tuple(_canary_observer(finding, canaries.included) for finding in found),
+        checks=tuple(
+            ev.SelfCheck(**asdict(check))
+            for check in checks(watched, notes, m.result.weights, e.audited.sampling, spent)
+        ),
     )
 
 

@@ -125,6 +125,9 @@ def verdict(
             f" FLAGGED: canaries measure more than what is claimed against {' and '.join(refuted)}; "
             "do not trust the claim before the cause is found."
         )
-    broken = {o.observer for o in protected} & {*leaking, *refuted}
+    failed = [check.name for check in canaries.checks if check.status == "failed"] if canaries else []
+    if failed:
+        text += f" FLAGGED: the training was not as the claim says. Not true of it: {'; '.join(failed)}."
+    broken = {o.observer for o in protected} & {*leaking, *refuted} or failed
     level = "exposed" if broken else "partly" if open_to else "protected"
     return ev.Verdict(level=level, text=text)

@@ -17,6 +17,7 @@ from privfed.audit.evidence.empirical import (
     Membership,
     MembershipAttack,
     OperatingPoint,
+    SelfCheck,
 )
 from privfed.audit.evidence.exposure import (
     RECOVERED_TOKENS,
@@ -84,6 +85,7 @@ __all__ = [
     "RoundEvidence",
     "Run",
     "SecureAggregation",
+    "SelfCheck",
     "Sha256",
     "Share",
     "StageCost",

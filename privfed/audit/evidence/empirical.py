@@ -88,6 +88,16 @@ class CanaryObserver(Part):
         return self
 
 
+class SelfCheck(Part):
+    """One thing that the claim rests on, checked in the audited training, where the auditor has all sums."""
+
+    name: str
+    status: Literal["passed", "failed", "not checked"]
+    finding: str
+    p_value: Share | None
+    """Chance of so much or more if all is as claimed; ``None`` where no chance is involved."""
+
+
 class Canaries(Part):
     """Canary clients in the training, and what they say about the claims."""
 
@@ -108,3 +118,4 @@ class Canaries(Part):
     neighbouring: str
     sampling: str
     observers: tuple[CanaryObserver, ...]
+    checks: tuple[SelfCheck, ...] = ()
