@@ -95,8 +95,8 @@ def test_every_method_runs_in_the_setting(tables: dict[str, Any], units: set[str
 def test_shadow_models_know_of_no_canaries() -> None:
     privacy = {"mechanism": "gaussian", "clip_norm": 0.1, "noise_multiplier": 20.0, "delta": 1e-3}
     experiment = composed(privacy=privacy, audit={"canaries": 20})
-    assert experiment.canaries is not None
-    assert _shadow(experiment, experiment.population, seed=1).canaries is None
+    assert experiment.audited is not None
+    assert _shadow(experiment, experiment.population, seed=1).audited is None
 
 
 def test_the_loss_alone_trains_nothing() -> None:
