@@ -59,7 +59,7 @@ class Check:
 def checks(
     watched: Watched,
     notes: Notes,
-    weights: NDArray[np.float32],
+    weights: NDArray[np.float32] | None,
     sampling: SamplingScheme,
     spent: Sequence[Sequence[ObservedRelease]],
 ) -> list[Check]:
@@ -68,7 +68,7 @@ def checks(
     Args:
         watched: The mechanism as it was audited.
         notes: After the last round.
-        weights: The released model ``[d]``.
+        weights: The last round's model ``[d]``; ``None`` where another one was released.
         sampling: As claimed.
         spent: Releases on the ledger, by round.
     """
@@ -230,12 +230,12 @@ def _dispersion(values: Real, draws: int, rate: float) -> tuple[float, float]:
     return float(stats.gamma.cdf(total / scale, shape)), float(stats.gamma.sf(total / scale, shape))
 
 
-def _step(notes: Notes, weights: NDArray[np.float32]) -> Check:
+def _step(notes: Notes, weights: NDArray[np.float32] | None) -> Check:
     """The models are what the noised sums and the expected cohort give, and nothing else."""
     name = "models follow from noised sums alone, divided by the expected cohort"
     if not len(notes.expected):
         return Check(name, "not checked", "no round was seen from its beginning")
-    made, off, scale = deviation(notes, weights)
+    made, off, scale = notes.steps if weights is None else deviation(notes, weights)
     found = f"largest deviation over {int(made)} steps: {off:.2g} of the step"
     if off > OFF:
         found += f", which is {scale:.3g} times as long as it should be in that direction"

@@ -169,7 +169,7 @@ class Watched:
             seen.arrived.append(canary)
         clip = self.clip_norm_in(state)
         if not self.inner.client_noise:
-            seen.lengths.append(l2_norm(sent.vector[: len(update)]) / clip)
+            seen.lengths.append(float(sent.factor) * l2_norm(sent.unscaled[: len(update)]) / clip)
             return sent
         clipped = clip_by_l2(update, clip).vector.astype(np.float64)
         seen.clipped = clipped if seen.clipped is None else seen.clipped + clipped

@@ -174,7 +174,7 @@ class ClippedByLayer(Faulty):
     def on_client(self, state: Any, update: Any, slack: float, terms: Any, source: Any) -> Any:
         parts = np.split(update, [LAYERS[0]])
         clipped = [self.mechanism.on_client(state, part, slack, terms, source) for part in parts]
-        return replace(clipped[0], vector=np.concatenate([c.vector for c in clipped]))
+        return replace(clipped[0], unscaled=np.concatenate([c.vector for c in clipped]), factor=np.float32(1))
 
 
 class NoShare(DistributedParams):

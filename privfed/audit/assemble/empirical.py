@@ -33,6 +33,7 @@ def canaries_of(m: Material) -> ev.Canaries | None:
     canaries, watched = e.audited.canaries, e.audited.mechanism
     notes, terms = watched.notes(m.result.mechanism_state), terms_of(m)
     tally, spent = Tally(notes.tally), spent_releases(m.folder.ledger)[1]
+    last = None if e.settings.training.server_average else m.result.weights
     found = findings(
         watched,
         notes,
@@ -55,8 +56,7 @@ def canaries_of(m: Material) -> ev.Canaries | None:
         **{key: terms[key] for key in ("delta", "unit", "neighbouring", "sampling")},
         observers=tuple(_canary_observer(finding, canaries.included) for finding in found),
         checks=tuple(
-            ev.SelfCheck(**asdict(check))
-            for check in checks(watched, notes, m.result.weights, e.audited.sampling, spent)
+            ev.SelfCheck(**asdict(check)) for check in checks(watched, notes, last, e.audited.sampling, spent)
         ),
     )
 

@@ -1,0 +1,239 @@
+"""Which faults of a training its audit finds, by what, and what the audit costs.
+
+    python benchmarks/audit_bugs.py --runs 20 --markdown docs/auditing.md
+    python benchmarks/audit_bugs.py --faults half-noise,none --runs 3 --json
+    python benchmarks/audit_bugs.py --cost examples/fashion-dp.toml
+
+Every run is a training of its own seed on scikit-learn's digits: a softmax, 359 clients, Poisson cohorts at 0.15,
+20 rounds, 100 canaries (random updates), a claim of ε = 3 at δ = 1e-4; with Skellam noise a fifth of the cohort
+drops out. ``--cost`` trains the settings of a file with and without canaries, in turn, and compares CPU-seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import table
+from audit_faults import FAULTS, Fault
+
+from privfed.audit.checks import Check, checks
+from privfed.audit.empirical import ObserverFinding, findings
+from privfed.experiment import Experiment, compose
+from privfed.federated.training import TrainingResult
+from privfed.privacy.accounting import by_observer
+from privfed.settings_file import load_settings, resolve_settings
+
+TITLE = "Planted faults"
+TRAINING: dict[str, Any] = {
+    "rounds": 20,
+    "local_epochs": 1,
+    "batch_size": 2,
+    "learning_rate": 0.5,
+    "server_learning_rate": 0.5,
+    "server_momentum": 0.9,
+    "evaluate_every": 20,
+}
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "gaussian": {"cohort": {"sampling": "poisson", "rate": 0.15, "dropout": 0.05}},
+    "banded": {"cohort": {"sampling": "round_robin", "size": 40}},
+    "skellam": {
+        "cohort": {"sampling": "poisson", "rate": 0.15, "dropout": 0.2},
+        "secure_aggregation": {"mode": "ring"},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run showed: names of failed checks, and how many of the claims each kind of evidence flagged."""
+
+    failed: tuple[str, ...]
+    by_composed: bool
+    by_fit: bool
+    by_bound: bool
+
+    @property
+    def by_canaries(self) -> bool:
+        """Whether an observer's interval or bound lies above its claim."""
+        return self.by_composed or self.by_fit or self.by_bound
+
+    @property
+    def caught(self) -> bool:
+        """Whether the report would flag the claim."""
+        return bool(self.failed) or self.by_canaries
+
+
+def main() -> None:
+    """Run and print."""
+    options = _options()
+    if options.cost is not None:
+        print(json.dumps(cost(options.cost, options.runs), indent=1))
+        return
+    rows = []
+    for key in options.faults:
+        fault, started = FAULTS[key], time.process_time()
+        outcomes = []
+        for seed in range(options.runs):
+            outcomes.append(outcome(fault, seed))
+            print(f"{key} {seed + 1} of {options.runs}: {outcomes[-1]}", file=sys.stderr, flush=True)
+        rows.append(row(fault, outcomes, (time.process_time() - started) / max(1, options.runs)))
+    if options.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    text = markdown(rows)
+    print(text)
+    if options.markdown:
+        table.replace_section(options.markdown, TITLE, text)
+
+
+def outcome(fault: Fault, seed: int) -> Outcome:
+    """Train with the fault, and judge."""
+    experiment = fault.plant(compose(_settings(fault.kind, seed)))
+    result = experiment.run(None, lambda report: None)
+    found, estimates = judge(experiment, result, fault, seed)
+    claimed = [one for one in estimates if one.claim < np.inf]
+    above = [(one, e) for one in claimed for e in one.estimates if e.low > one.claim]
+    return Outcome(
+        tuple(check.name for check in found if check.status == "failed"),
+        any("composed" in e.method for _, e in above),
+        any("composed" not in e.method for _, e in above),
+        any(one.bound.epsilon > one.claim for one in claimed),
+    )
+
+
+def judge(
+    e: Experiment, result: TrainingResult, fault: Fault, seed: int
+) -> tuple[list[Check], list[ObserverFinding]]:
+    """What the report would say, with the ledger that the training would have written."""
+    assert e.audited is not None
+    watched = e.audited.mechanism
+    notes = watched.notes(result.mechanism_state)
+    rounds = [r.metrics for r in result.reports if r.metrics.aborted is None]
+    spent = [e.mechanism.releases(e.sampling, fault.claimed(r.cohort, r.survivors)) for r in rounds]
+    if e.mechanism.whole_run:
+        spent = spent[:1]
+    delta = e.settings.privacy.delta
+    claims = {observer: g.epsilon for observer, g in by_observer(spent, delta).items()}
+    moved, rng = result.weights.astype(np.float64) - e.initial_weights, np.random.default_rng(seed)
+    masked = e.plan.mode == "protocol"
+    return (
+        checks(watched, notes, result.weights, e.audited.sampling, spent),
+        findings(watched, notes, moved, spent, claims, delta, masked=masked, rng=rng),
+    )
+
+
+def row(fault: Fault, outcomes: list[Outcome], seconds: float) -> dict[str, Any]:
+    """Counts over runs."""
+    failed: dict[str, int] = {}
+    for one in outcomes:
+        for name in one.failed:
+            failed[name] = failed.get(name, 0) + 1
+    return {
+        "fault": fault.name,
+        "runs": len(outcomes),
+        "caught": sum(one.caught for one in outcomes),
+        "by_checks": sum(bool(one.failed) for one in outcomes),
+        "by_canaries": sum(one.by_canaries for one in outcomes),
+        "by_composed": sum(one.by_composed for one in outcomes),
+        "by_fit": sum(one.by_fit for one in outcomes),
+        "by_bound": sum(one.by_bound for one in outcomes),
+        "failed": failed,
+        "cpu_seconds": seconds,
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of the documentation."""
+    lines = [
+        "| fault | flagged | by checks | by canaries (composed, fit, bound) | checks that failed |",
+        "|---|--:|--:|--:|---|",
+    ]
+    for r in rows:
+        by = f"{r['by_canaries']} ({r['by_composed']}, {r['by_fit']}, {r['by_bound']})"
+        names = "; ".join(f"{name.split(' (')[0]}: {count}" for name, count in r["failed"].items())
+        lines.append(
+            f"| {r['fault']} | {r['caught']} of {r['runs']} | {r['by_checks']} | {by} | {names or 'none'} |"
+        )
+    return "\n".join(lines)
+
+
+def cost(file: Path, runs: int) -> dict[str, Any]:
+    """CPU-seconds of trainings with canaries of each kind, and of judging them, over those without: medians."""
+    settings = load_settings(file)
+    plain = settings.model_copy(update={"audit": settings.audit.model_copy(update={"canaries": 0})})
+    seconds: dict[str, list[float]] = {}
+    for seed in range(runs):
+        training = settings.training.model_copy(update={"seed": seed})
+        base = _seconds(compose(plain.model_copy(update={"training": training})))
+        seconds.setdefault("without", []).append(base)
+        for kind in ("update", "input"):
+            audit = settings.audit.model_copy(
+                update={"canaries": settings.audit.canaries or 100, "canary_kind": kind}
+            )
+            chosen = settings.model_copy(update={"training": training, "audit": audit})
+            seconds.setdefault(kind, []).append(_seconds(compose(chosen)))
+            print(
+                f"{kind}, seed {seed}: {seconds[kind][-1]:.2f} over {base:.2f} CPU-s", file=sys.stderr, flush=True
+            )
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "settings": settings.name,
+        "mode": settings.secure_aggregation.mode,
+        "runs": runs,
+        "cpu_seconds": medians,
+        "over": {kind: medians[kind] / medians["without"] - 1 for kind in ("update", "input")},
+        "all": {name: [round(v, 3) for v in values] for name, values in seconds.items()},
+    }
+
+
+def _seconds(e: Experiment) -> float:
+    """CPU-seconds of the rounds after the first, which traces and compiles, and of the judgement."""
+    ends: list[float] = []
+    result = e.run(None, lambda report: ends.append(time.process_time()))
+    judged = time.process_time()
+    if e.audited is not None:
+        judge(e, result, FAULTS["none"], 0)
+    per_round = (ends[-1] - ends[0]) / (len(ends) - 1)
+    return per_round * len(ends) + time.process_time() - judged
+
+
+def _settings(kind: str, seed: int) -> Any:
+    return resolve_settings(
+        {
+            "data": {"source": "digits", "clients": 359},
+            "training": {**TRAINING, "seed": seed},
+            "privacy": {"mechanism": kind, "clip_norm": 0.5, "epsilon": 3, "delta": 1e-4},
+            "attacks": {"enabled": False},
+            "audit": {"canaries": 100},
+            **MECHANISMS[kind],
+        }
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=lambda text: text.split(","), default=list(FAULTS))
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--cost", type=Path, metavar="SETTINGS")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    unknown = set(options.faults) - FAULTS.keys()
+    if unknown:
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}; known: {', '.join(FAULTS)}")
+    return options
+
+
+if __name__ == "__main__":
+    main()
