@@ -31,18 +31,32 @@ Overrides = Annotated[
 SearchOut = Annotated[
     Path, typer.Option("--out", help="Folder for all trials: new, empty, or of the same search.")
 ]
+Sign = Annotated[
+    Path | None, typer.Option(metavar="KEY", help="Ed25519 private key (PEM) to sign the files' hashes with.")
+]
 Jobs = Annotated[int, typer.Option(min=1, max=64, help="Trials beside each other, each in a process of its own.")]
 
 
 @app.command()
-def audit(experiment: Experiment, out: Out, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer copies it
+def audit(
+    experiment: Experiment,
+    out: Out,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A sweep or tuning on the same clients, to show and to charge."),
+    ] = None,
+    sign: Sign = None,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    as_json: AsJson = False,
+) -> None:
     """Train with and without protection, attack every observer's view, and write the report."""
     settings = _settings(experiment, overrides)
+    key = _signing_key(sign)
     from privfed.console import Console
     from privfed.runs import run_audit
 
     console = Console(quiet=as_json)
-    evidence = run_audit(settings, out, console)
+    evidence = run_audit(settings, out, console, sweep=sweep, key=key)
     if as_json:
         print_json(json.loads(evidence.model_dump_json()))
     else:
@@ -189,19 +203,50 @@ def datasets(
 
 
 @app.command()
-def report(folder: Folder) -> None:
-    """Render report.html again from report.json."""
-    from privfed.report import render_folder
+def report(
+    folder: Folder,
+    open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Print it to report.pdf by a Chromium on the PATH.")] = False,
+    sign: Sign = None,
+) -> None:
+    """Render report.html, report.md and registry.json again from report.json."""
+    from privfed.publication import print_page, render_folder
 
-    typer.echo(render_folder(folder))
+    page = render_folder(folder, _signing_key(sign))
+    typer.echo(page)
+    if pdf:
+        typer.echo(print_page(page))
+    if open_page and typer.launch(page.resolve().as_uri()):
+        raise PrivFedError("no browser could be started", where="--open", remedy=f"Open {page} by hand")
 
 
 @app.command()
-def verify(folder: Folder, as_json: AsJson = False) -> None:
-    """Recompute the ledger's hashes and ε from the files of a run alone, finished or not."""
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of audited runs.", metavar="DIR DIR…")],
+    out: Annotated[Path, typer.Option(help="The page.", metavar="FILE")] = Path("compare.html"),
+    open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+) -> None:
+    """Put audited runs side by side on one page: the trade-off, the exposure, the cost."""
+    from privfed.comparison import compare_folders
+
+    page = compare_folders(folders, out)
+    typer.echo(page)
+    if open_page and typer.launch(page.resolve().as_uri()):
+        raise PrivFedError("no browser could be started", where="--open", remedy=f"Open {page} by hand")
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    key: Annotated[
+        Path | None, typer.Option(metavar="PUBLIC", help="Ed25519 public key (PEM): who must have signed.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute hashes, ε and pages from the files of a run alone, finished or not; check who signed them."""
     from privfed.verification import verify_run
 
-    result = verify_run(folder)
+    result = verify_run(folder, key)
     if as_json:
         print_json(result.as_json())
     else:
@@ -215,6 +260,12 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         typer.echo(f"privfed {__version__}")
         raise typer.Exit
+
+
+def _signing_key(path: Path | None) -> Any:
+    from privfed.manifest import load_private_key
+
+    return None if path is None else load_private_key(path)
 
 
 def _settings(path: Path, overrides: list[str]) -> Any:

@@ -1,6 +1,7 @@
 """What each observer gets out of a run: attacks on the views of three kinds of transcripts.
 
-* the *probe*: one example, one local step, nothing in the way; the worst that an update can give away;
+* the *probes*: one example, one local step, first with nothing in the way, the worst that an update can give
+  away, then behind each of the run's defences;
 * the run's own updates as they would be without protection;
 * the run's own updates as the settings have them.
 """
@@ -48,9 +49,41 @@ class Setting:
     observers: Sequence[Observer]
 
 
-def probe(experiment: Experiment) -> Setting:
-    """One local step on one example of each of a few clients, from the run's initial model, sent as it is."""
-    population, count = experiment.population, experiment.settings.attacks.targets
+def probes(experiment: Experiment) -> list[Setting]:
+    """One local step on one example of each of a few clients, from the run's initial model: the worst case.
+
+    First sent as it is, then behind the run's own defences, one after the other in the order that an update meets
+    them: the clip, the masks of an expected cohort (server), the noise on their sum (whoever gets the model).
+    """
+    e, count = experiment, experiment.settings.attacks.targets
+    privacy, rate = e.settings.privacy, e.settings.training.learning_rate
+    plan = Plan(rate, 1, 1, 1.0, None, 0.0, None, "off")
+    weights = e.initial_weights
+    cohort = 1 if e.privacy_plan is None else round(e.privacy_plan.expected_cohort)
+    single, updates = _single_steps(e, max(count, cohort))
+    first = dict(list(updates.items())[:count])
+    found = [_probe(NO_DEFENCE, plan, single, weights, first, Observer.SERVER)]
+    if privacy.clip_norm is None or e.noise_multiplier is None or privacy.unit != "client":
+        return found
+    clip, noise = privacy.clip_norm, e.noise_multiplier * privacy.clip_norm
+    clipped = {c: v * min(1.0, clip / max(float(np.linalg.norm(v)), 1e-300)) for c, v in updates.items()}
+    plan, summed = replace(plan, clip_norm=clip), dict(list(clipped.items())[:cohort])
+    behind = f"clip to {clip:g}"
+    found.append(_probe(behind, plan, single, weights, {c: clipped[c] for c in first}, Observer.SERVER))
+    behind = f"{behind}, masked sum of {len(summed)}"
+    if e.settings.secure_aggregation.mode == "protocol" and len(summed) > 1:
+        masked = replace(plan, mode="protocol")
+        found.append(_probe(behind, masked, single, weights, summed, Observer.SERVER))
+    drawn = np.random.default_rng([e.settings.attacks.seed, *b"probe"]).normal(0.0, noise, len(weights))
+    behind = f"clip to {clip:g}, sum of {len(summed)}, noise"
+    noised = replace(plan, noise_stddev=noise)
+    found.append(_probe(behind, noised, single, weights, summed, Observer.CLIENT, drawn))
+    return found
+
+
+def _single_steps(experiment: Experiment, count: int) -> tuple[Population, dict[int, NDArray[np.float64]]]:
+    """The first example of each of ``count`` clients, and its update after one step."""
+    population = experiment.population
     clients = np.flatnonzero(population.sizes)[:count]
     rows = population.offsets[clients]
     single = replace(
@@ -63,16 +96,26 @@ def probe(experiment: Experiment) -> Setting:
     work = LocalClientWork(
         experiment.model, single.features, single.labels, single.offsets, LocalTraining(rate, 1, 1, False)
     )
-    weights = experiment.initial_weights
     updates: dict[int, NDArray[np.float64]] = {}
-    for chunk in work(weights, range(len(rows)), (0,)):
+    for chunk in work(experiment.initial_weights, range(len(rows)), (0,)):
         updates |= {c: d.astype(np.float64) for c, d in zip(chunk.clients, chunk.deltas, strict=True)}
+    return single, updates
+
+
+def _probe(
+    defence: str,
+    plan: Plan,
+    single: Population,
+    weights: NDArray[np.float32],
+    updates: dict[int, NDArray[np.float64]],
+    observer: Observer,
+    noise: NDArray[np.float64] | float = 0.0,
+) -> Setting:
+    """One round of these updates, as ``observer`` sees it."""
     total = sum(updates.values(), np.zeros(len(weights)))
-    plan = Plan(rate, 1, 1, 1.0, None, 0.0, None, "off")
-    new = (weights + total / len(updates)).astype(np.float32)
+    new = (weights + (total + noise) / len(updates)).astype(np.float32)
     record = RoundRecord(1, weights, new, tuple(updates), updates, dict.fromkeys(updates, 1.0), {}, total)
-    transcript = Transcript(plan, weights, new, 1, [record])
-    return Setting(PROBE, NO_DEFENCE, transcript, single, [Observer.SERVER])
+    return Setting(PROBE, defence, Transcript(plan, weights, new, 1, [record]), single, [observer])
 
 
 def own_updates(

@@ -12,22 +12,34 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from attacks import AttackOutcome
 from privfed.attack_scores import outcome_values, summarise
 from privfed.config import Settings
 from privfed.console import Advance, Console
 from privfed.errors import SettingError, Stopped
 from privfed.experiment import Experiment, compose
-from privfed.exposure import AS_CONFIGURED, NO_DEFENCE, Exposure, attack_all, own_updates, probe
+from privfed.exposure import AS_CONFIGURED, NO_DEFENCE, Exposure, attack_all, own_updates, probes
 from privfed.federated.checkpoint import Checkpoints
 from privfed.federated.client_evaluation import evaluate_clients
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, digest
 from privfed.files import write_text
+from privfed.manifest import seal
 from privfed.privacy.accounting import Guarantee, marks, shared, statements
 from privfed.privacy.ledger_report import verify_ledger
+from privfed.publication import publish, withdraw
 from privfed.rundir import TRANSCRIPT, MetricsFile, RunFolder
 from privfed.tensorboard import EventFile
 from privfed.transcript import Observer
+
+ATTACK_FILES = ("attack.jsonl", "attack.json")
+
+
+def _seal(out: Path, console: Console, besides: tuple[str, ...] = ()) -> None:
+    """Write the hashes of the folder's files, now that they are finished."""
+    if seal(out, besides):
+        console.say("files have changed since they were signed, and the signature was removed")
 
 
 def run_training(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
@@ -37,6 +49,7 @@ def run_training(settings: Settings, out: Path, console: Console) -> dict[str, A
     result = train_protected(experiment, folder, console)
     final, guarantees = result.final_evaluation, verify_ledger(folder.ledger).guarantees
     held_out = _evaluate_held_out(experiment, result, folder)
+    _seal(out, console)
     return {
         "rounds": len(result.reports),
         "train_accuracy": result.reports[-1].metrics.train_accuracy if result.reports else None,
@@ -72,11 +85,13 @@ def run_attack(settings: Settings, observer: str, out: Path | None, console: Con
     folder = RunFolder(out, settings) if out else None
     experiment = compose(settings)
     result = train_protected(experiment, folder, console)
+    if out:
+        _seal(out, console, besides=ATTACK_FILES)
     setting = own_updates(experiment, result.transcript, AS_CONFIGURED, observers)
     rows: list[dict[str, Any]] = []
     stopped = False
     with ExitStack() as stack:
-        lines = stack.enter_context(MetricsFile(out / "attack.jsonl")) if out else None
+        lines = stack.enter_context(MetricsFile(out / ATTACK_FILES[0])) if out else None
 
         def keep(outcome: AttackOutcome) -> None:
             rows.append(outcome_values(outcome))
@@ -89,30 +104,45 @@ def run_attack(settings: Settings, observer: str, out: Path | None, console: Con
             stopped = True
     found = {"status": "partial" if stopped else "complete", "outcomes": rows, "summary": summarise(rows)}
     if out:
-        write_text(out / "attack.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+        write_text(out / ATTACK_FILES[1], json.dumps(found, indent=2, allow_nan=False) + "\n")
+        _seal(out, console)
     if stopped:
         kept = f", kept in {out}" if out else ""
         raise Stopped(f"stopped after {len(rows)} outcomes{kept}", 130)
     return found
 
 
-def run_audit(settings: Settings, out: Path, console: Console) -> Any:
-    """Train with and without protection, attack, account, and write the report; returns the evidence."""
+def run_audit(
+    settings: Settings,
+    out: Path,
+    console: Console,
+    *,
+    sweep: Path | None = None,
+    key: Ed25519PrivateKey | None = None,
+) -> Any:
+    """Train with and without protection, attack, account, and write the report; returns the evidence.
+
+    ``sweep`` is the folder of a sweep on the same clients, shown beside the run; ``key`` signs the report.
+    """
     from privfed.audit.assemble import Material, assemble
+    from privfed.audit.assemble.accounting import read_search
     from privfed.membership import infer_membership
-    from privfed.report import write_report
+
+    if sweep is not None:
+        read_search(sweep)  # refused before anything is trained
 
     started = time.perf_counter()
     folder = RunFolder(out, settings)
     experiment = compose(settings)
     result = train_protected(experiment, folder, console)
+    withdraw(out)
     baseline = train_baseline(experiment, folder, console) if settings.audit.baseline else None
     control = None
     if settings.audit.canary_control:
         control = _train(experiment.without_canaries(), None, None, "training without canaries", console)
     exposures: list[Exposure] = []
     if settings.attacks.enabled and settings.training.rounds:
-        tried = [probe(experiment)]
+        tried = probes(experiment)
         if baseline is not None:
             open_views = [Observer.SERVER, Observer.CLIENT, Observer.RELEASE]
             tried.append(own_updates(experiment, baseline.transcript, NO_DEFENCE, open_views))
@@ -121,10 +151,18 @@ def run_audit(settings: Settings, out: Path, console: Console) -> Any:
     membership = infer_membership(experiment, result.weights, console) if settings.audit.membership else None
     evidence = assemble(
         Material(
-            experiment, folder, result, baseline, exposures, membership, time.perf_counter() - started, control
+            experiment,
+            folder,
+            result,
+            baseline,
+            exposures,
+            membership,
+            time.perf_counter() - started,
+            control,
+            sweep,
         )
     )
-    write_report(evidence, out)
+    publish(evidence, out, key)
     return evidence
 
 

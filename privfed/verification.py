@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from privfed.config import Settings
 from privfed.errors import OutputError, PrivFedError
+from privfed.manifest import MANIFEST, SIGNATURE, check_signature, files_of, load_public_key, read_manifest
 from privfed.privacy.accounting import statements
 from privfed.privacy.errors import LedgerError
 from privfed.privacy.ledger_report import LedgerReport, verify_ledger
@@ -23,6 +25,8 @@ from privfed.transcript import Observer
 
 if TYPE_CHECKING:
     from privfed.audit.evidence import Evidence
+
+REPORT_JSON = "report.json"
 
 
 @dataclass
@@ -53,18 +57,24 @@ class Verification:
         return {"holds": self.holds, "epsilon": self.epsilon, "checks": checks}
 
 
-def verify_run(folder: Path) -> Verification:
-    """Check the ledger, the ε, and every file that the ledger or the report names by its hash.
+def verify_run(folder: Path, key: Path | None = None) -> Verification:
+    """Check the ledger, the ε, the pages, and every file that has a hash; with ``key``, who signed the hashes.
 
     Raises:
         OutputError: The folder holds no run.
+        PrivFedError: ``key`` holds no public key.
     """
+    trusted = None if key is None else load_public_key(key)
     if not (folder / SETTINGS).is_file():
         raise OutputError("holds no run", where=str(folder), remedy="Name a folder that --out named")
-    settings = load_settings(folder / SETTINGS)
     result = Verification()
+    try:
+        settings = load_settings(folder / SETTINGS)
+    except PrivFedError as error:
+        result.check(False, f"settings: {error}")
+        return result
     if not (folder / LEDGER).exists():
-        left = [name for name in (WEIGHTS, METRICS, TRANSCRIPT, "report.json") if (folder / name).exists()]
+        left = [name for name in (WEIGHTS, METRICS, TRANSCRIPT, REPORT_JSON) if (folder / name).exists()]
         if left:
             result.check(False, f"the ledger is missing, although {left[0]} is there: what was spent is unknown")
             return result
@@ -79,10 +89,11 @@ def verify_run(folder: Path) -> Verification:
     result.ledger = ledger
     _check_ledger(result, ledger, settings)
     _check_files(result, folder, ledger)
-    if (folder / "report.json").exists():
+    if (folder / REPORT_JSON).exists():
         _check_report(result, folder, ledger, settings)
     else:
         result.check(True, "no report yet")
+    _check_manifest(result, folder, trusted)
     return result
 
 
@@ -146,10 +157,10 @@ def _rounds(path: Path) -> list[dict[str, Any]] | None:
 
 
 def _check_report(result: Verification, folder: Path, ledger: LedgerReport, settings: Settings) -> None:
-    from privfed.report import read_report, render_html
+    from privfed.report.storage import page_texts, read_report
 
     try:
-        evidence = read_report(folder / "report.json")
+        evidence = read_report(folder / REPORT_JSON)
     except PrivFedError as error:
         result.check(False, str(error))
         return
@@ -167,9 +178,63 @@ def _check_report(result: Verification, folder: Path, ledger: LedgerReport, sett
     transcript = folder / TRANSCRIPT
     found = hashlib.sha256(transcript.read_bytes()).hexdigest() if transcript.exists() else "missing"
     result.check(found == evidence.ledger.transcript_sha256, f"{TRANSCRIPT} is the one that was attacked")
-    page = folder / "report.html"
-    same = page.exists() and page.read_bytes() == render_html(evidence).encode()
-    result.check(same, "report.html is what report.json renders to")
+    result.check(_same_accuracy(evidence, folder), f"report.json has the accuracies of {METRICS}")
+    for name, text in page_texts(evidence).items():
+        same = (folder / name).exists() and (folder / name).read_bytes() == text.encode()
+        result.check(same, f"{name} is what report.json renders to")
+
+
+def _same_accuracy(evidence: Evidence, folder: Path) -> bool:
+    """As far as both files have the round, and the report an accuracy."""
+    measured = {line.get("round"): line.get("test_accuracy") for line in _rounds(folder / METRICS) or []}
+    return all(
+        measured[point.round] == point.test_accuracy
+        for point in evidence.accuracy.protected
+        if point.round in measured and measured[point.round] is not None
+    )
+
+
+def _check_manifest(result: Verification, folder: Path, trusted: Ed25519PublicKey | None) -> None:
+    """Check every file's hash, and the signature on the hashes: one must be there when ``trusted`` is given."""
+    has_report = (folder / REPORT_JSON).exists()
+    if not (folder / MANIFEST).exists():
+        if has_report:
+            result.check(
+                False, f"{MANIFEST} is missing: nothing ties the measured figures to the run; audit again"
+            )
+        else:
+            result.check(True, f"no {MANIFEST} yet: only what the ledger names is tied together")
+        if trusted is not None or (folder / SIGNATURE).exists():
+            result.check(False, f"{SIGNATURE} signs nothing that is there")
+        return
+    try:
+        sealed = read_manifest(folder)
+    except PrivFedError as error:
+        result.check(False, str(error))
+        return
+    listed = dict(sealed.files)
+    if not has_report and listed.pop(REPORT_JSON, None) is not None:
+        result.check(True, f"{MANIFEST} names a report that was not written to its end, or was removed since")
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files_of(folder)}
+    changed = [name for name, digest in listed.items() if found.get(name) != digest]
+    for name in changed:
+        result.check(False, f"{name} is not the file whose hash is in {MANIFEST}")
+    if has_report and REPORT_JSON not in sealed.files:
+        result.check(False, f"{REPORT_JSON} is not in {MANIFEST}")
+    if not changed:
+        result.check(True, f"{len(listed)} files have the hashes in {MANIFEST}")
+    if extra := sorted(found.keys() - listed.keys()):
+        result.check(True, f"not in {MANIFEST}, and not checked: {', '.join(extra)}")
+    if trusted is None and not (folder / SIGNATURE).exists():
+        result.check(True, "not signed: whoever can write here could have made all of it anew (--sign)")
+        return
+    try:
+        signer = check_signature(folder, sealed, trusted)
+    except PrivFedError as error:
+        result.check(False, str(error))
+        return
+    whose = "the key that was given" if trusted is not None else f"{signer}; give --key to say whose it must be"
+    result.check(True, f"signed by {whose}")
 
 
 def _misstated(evidence: Evidence, ledger: LedgerReport) -> Iterator[str]:
@@ -194,7 +259,7 @@ def _misstated(evidence: Evidence, ledger: LedgerReport) -> Iterator[str]:
 
 def _weights_digest(path: Path) -> str | None:
     try:
-        weights = np.load(path, allow_pickle=False)
-    except (OSError, ValueError):
+        weights = np.ascontiguousarray(np.load(path, allow_pickle=False), "<f4")
+    except Exception:  # noqa: BLE001 - whatever NumPy makes of a damaged file
         return None
-    return hashlib.sha256(np.ascontiguousarray(weights, "<f4").tobytes()).hexdigest()
+    return hashlib.sha256(weights.tobytes()).hexdigest()

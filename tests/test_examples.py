@@ -121,6 +121,9 @@ def test_digits_audited(tmp_path: Path) -> None:
     assert len(evidence.rounds) == 2
     assert {(a.workload, a.defence) for a in evidence.attacks} == {
         ("one step on one example", "none"),
+        ("one step on one example", "clip to 0.5"),
+        ("one step on one example", "clip to 0.5, masked sum of 54"),
+        ("one step on one example", "clip to 0.5, sum of 54, noise"),
         ("the run's own updates", "none"),
         ("the run's own updates", "as configured"),
     }

@@ -26,6 +26,7 @@ EVERYBODY = (
     "privfed.exposure",
     "privfed.attack_scores",
     "privfed.membership",
+    "privfed.comparison",
     "privfed.verification",
     "privfed.audit.assemble",
     "privfed.sweep.worker",
@@ -68,6 +69,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "privfed.audit.evidence": (),
     "privfed.report": ("privfed.audit.evidence", "privfed.errors"),
+    "privfed.manifest": ("privfed.errors", "privfed.files"),
+    "privfed.publication": ("privfed.audit.evidence", "privfed.errors", "privfed.manifest", "privfed.report"),
     "privfed.tensorboard": (),
     "privfed.schemes": ("privfed.config", "privfed.privacy"),
     "privfed.console": ("privfed.audit.evidence", "privfed.errors"),
@@ -211,7 +214,7 @@ def test_help_account_and_calibrate_do_not_wait_for_tensorflow() -> None:
     terms = ["--sampling", "poisson", "--rate", "0.1", "--rounds", "3", "--delta", "1e-5", "--json"]
     commands = [
         ["--help"],
-        *([name, "--help"] for name in ("audit", "train", "attack", "verify", "report", "datasets")),
+        *([name, "--help"] for name in ("audit", "train", "attack", "verify", "report", "compare", "datasets")),
         ["account", "--noise-multiplier", "1", *terms],
         ["calibrate", "--epsilon", "3", *terms],
         ["datasets", "--json"],

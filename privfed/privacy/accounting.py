@@ -246,7 +246,7 @@ def _epsilons(releases: tuple[Release, ...], delta: float) -> tuple[tuple[float,
         ]
     else:
         bound = _or_infinity(lambda: _rdp(releases, delta))
-        exact = _or_infinity(lambda: _pld([_event(r) for r in releases], delta, _scale(bound, releases, delta)))
+        exact = _or_infinity(lambda: _pld([event_of(r) for r in releases], delta, _scale(bound, releases, delta)))
         rows = [(exact, "PLD"), (bound, "RDP")]
     # Both are upper bounds, so the smaller one holds. PLD is it, save where its discretisation is coarse (a very
     # large ε) or its truncated tail outweighs δ.
@@ -280,8 +280,12 @@ def _draws(release: Release) -> int:
     return release.count * steps
 
 
-def _event(release: Release) -> Any:
-    """The add-or-remove event of one release kind, under Poisson sampling or none."""
+def event_of(release: Release) -> Any:
+    """The add-or-remove event of one release kind, under Poisson sampling or none.
+
+    Raises:
+        PrivacyError: No event is known for its sampling scheme.
+    """
     import dp_accounting as dp
 
     scheme, draws = release.sampling, _draws(release)
@@ -311,7 +315,7 @@ def _rdp(releases: Sequence[Release], delta: float) -> float:
 
     accountant = rdp.RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
     for release in releases:
-        accountant.compose(_event(release))
+        accountant.compose(event_of(release))
     return float(accountant.get_epsilon(delta)) if releases else 0.0
 
 
@@ -349,4 +353,4 @@ def _pld_unsampled_replace(releases: Sequence[Release], delta: float) -> float:
     """An upper bound whatever the cohorts are: as if the replaced client were in each of them."""
     doubled = [Release(FullParticipation(), release.noise_multiplier / 2, release.count) for release in releases]
     bound = _or_infinity(lambda: _rdp(doubled, delta))
-    return _pld([_event(release) for release in doubled], delta, _scale(bound, doubled, delta))
+    return _pld([event_of(release) for release in doubled], delta, _scale(bound, doubled, delta))

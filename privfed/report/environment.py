@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from privfed.report import numbers
 from privfed.report.selection import shortened
@@ -26,5 +27,19 @@ def page_environment(*packages: str) -> Environment:
         "duration": numbers.duration,
         "moment": numbers.moment,
         "short": shortened,
+        "sort_key": numbers.sort_key,
+        "eps_from": numbers.epsilon_from,
+        "points": numbers.points,
+        "db": numbers.decibels,
+        "octets": numbers.octets,
+        "against_guess": numbers.against_guess,
+        "words": numbers.words,
+        "yes_no": numbers.yes_no,
+        "breakable": _breakable,
     }
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line after a plus sign."""
+    return escape(name).replace("+", Markup("+<wbr>"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+from typing import Any
 
 from privfed.audit.evidence import RECOVERY_MARGIN_DB
 
@@ -122,3 +123,12 @@ def yes_no(value: bool | None) -> str:
 def _signed(value: float) -> str:
     text = f"{value:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def sort_key(value: Any) -> str:
+    """For the script that sorts: numbers as numbers, ∞ behind them, unknown ones last."""
+    if value is None:
+        return ""
+    if value == "inf":
+        return "Infinity"
+    return str(value).replace("inf", "Infinity") if isinstance(value, float) else str(value)

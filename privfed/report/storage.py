@@ -1,4 +1,4 @@
-"""The report's two files: written whole or not at all, and read with a clear word about what is wrong."""
+"""The report's files: written whole or not at all, and read with a clear word about what is wrong."""
 
 from __future__ import annotations
 
@@ -12,29 +12,23 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from privfed.audit.evidence import SCHEMA_VERSION, Evidence
-from privfed.errors import OutputError, PrivFedError
+from privfed.errors import PrivFedError
+from privfed.report.markdown import render_markdown
 from privfed.report.page import render_html
+from privfed.report.registry import registry_text
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+REPORT_MD, REGISTRY_JSON = "report.md", "registry.json"
 AGAIN = "Run `privfed audit` again to write it anew"
 
 
-def write_report(evidence: Evidence, folder: Path) -> Path:
-    """Write ``report.json`` and ``report.html`` into ``folder``; returns the page's path.
-
-    Raises:
-        OutputError: The folder cannot be written.
-    """
-    # Rendered first: a page that cannot be rendered leaves no half of a report behind.
-    page = render_html(evidence)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write({folder / REPORT_HTML: page, folder / REPORT_JSON: report_text(evidence)})
-    except OSError as error:
-        raise OutputError(
-            f"the report cannot be written: {error.strerror}", where=str(folder), remedy="Name another folder"
-        ) from None
-    return folder / REPORT_HTML
+def page_texts(evidence: Evidence) -> dict[str, str]:
+    """Everything that is rendered from the evidence, by file name."""
+    return {
+        REPORT_HTML: render_html(evidence),
+        REPORT_MD: render_markdown(evidence),
+        REGISTRY_JSON: registry_text(evidence),
+    }
 
 
 def report_text(evidence: Evidence) -> str:
@@ -59,39 +53,28 @@ def read_report(path: Path) -> Evidence:
         raise PrivFedError("is nested too deeply for a report", where=str(path), remedy=AGAIN) from None
     except ValueError as error:
         raise PrivFedError(f"is not strict JSON: {error}", where=str(path), remedy=AGAIN) from None
-    _check_version(tree, path)
+    version = _check_version(tree, path)
+    if version < SCHEMA_VERSION:
+        # Version 2 has parts that version 1 lacks, and changed none: what is missing is shown as not recorded.
+        text = json.dumps({**tree, "schema_version": SCHEMA_VERSION}, ensure_ascii=False, allow_nan=False)
     try:
         return Evidence.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise _explain(error, path) from None
 
 
-def render_folder(folder: Path) -> Path:
-    """Render ``report.html`` again from ``report.json``; returns the page's path.
-
-    Raises:
-        PrivFedError: There is no valid report to render, or the page cannot be written.
-    """
-    page = folder / REPORT_HTML
-    html = render_html(read_report(folder / REPORT_JSON))
-    try:
-        _write({page: html})
-    except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror}", where=str(page)) from None
-    return page
-
-
-def _check_version(tree: Any, path: Path) -> None:
+def _check_version(tree: Any, path: Path) -> int:
     if not isinstance(tree, dict) or "schema_version" not in tree:
         raise PrivFedError("is no report: it has no schema_version", where=str(path), remedy=AGAIN)
     version = tree["schema_version"]
-    if type(version) is not int or version != SCHEMA_VERSION:
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise PrivFedError(
-            f"is a report of a version that this program does not know; it reads version {SCHEMA_VERSION}",
+            f"is a report of a version that this program does not know; it reads versions 1 to {SCHEMA_VERSION}",
             where=f"{path}: schema_version",
             value=version,
             remedy="Use the version of PrivFed that wrote it (run.privfed_version)",
         )
+    return version
 
 
 def _explain(error: ValidationError, path: Path) -> PrivFedError:
@@ -117,8 +100,8 @@ def _without_doublets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return tree
 
 
-def _write(texts: Mapping[Path, str]) -> None:
-    """Write files of one folder: all of them, or none and the old ones stay.
+def write_whole(texts: Mapping[Path, str]) -> None:
+    """Write files of one folder, in order: all of them, or none and the old ones stay.
 
     Killed in between, the last one is missing, which says that there is no report yet.
     """

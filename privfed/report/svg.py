@@ -165,6 +165,16 @@ def dot(centre: Point, classes: str, radius: float = 4.5) -> Markup:
     )
 
 
+def hover(marks: Sequence[tuple[Point, str]]) -> list[Markup]:
+    """Places that show themselves, and their words, when they are pointed at."""
+    return [
+        Markup('<circle class="hover" cx="{}" cy="{}" r="6"><title>{}</title></circle>').format(
+            _n(place[0]), _n(place[1]), words
+        )
+        for place, words in marks
+    ]
+
+
 def text(place: Point, words: str, classes: str) -> Markup:
     """One line of text; the classes say how it is aligned."""
     return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(classes, _n(place[0]), _n(place[1]), words)

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
 
@@ -21,6 +21,7 @@ from privfed.sweep.trial import OBSERVERS, TrialResult
 SCHEMA_VERSION: Final = 1
 SWEEP_JSON, SWEEP_CSV, SWEEP_HTML = "sweep.json", "sweep.csv", "sweep.html"
 FIGURES = ("test_accuracy", "train_accuracy", "rounds", "seconds", "status", "error", "folder")
+P = TypeVar("P", bound=Part)
 COLUMNS = ("epsilon", "accuracy", "label")
 
 
@@ -61,8 +62,17 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         PrivFedError: It is missing or not what this program writes.
     """
+    return read_part(Sweep, path)
+
+
+def read_part(kind: type[P], path: Path) -> P:
+    """Read and check a file that holds one ``kind``.
+
+    Raises:
+        PrivFedError: It is missing or not what this program writes.
+    """
     try:
-        return Sweep.model_validate_json(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise PrivFedError(f"cannot be read: {error}", where=str(path)) from None
     except ValidationError as error:

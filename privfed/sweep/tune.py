@@ -30,6 +30,7 @@ from privfed.sweep.campaign import LOGS, Campaign, claimed
 from privfed.sweep.cost import SearchCost, search_cost
 from privfed.sweep.grid import Base, Trial
 from privfed.sweep.pool import Pool, Runner
+from privfed.sweep.record import read_part
 from privfed.sweep.run import show_failures
 from privfed.sweep.search import Range, around, ranges_for, signature, spread, value_of
 from privfed.sweep.statistics import Mean, mean
@@ -85,6 +86,15 @@ class Tune(Part):
     trials: tuple[Searched, ...]
     cost: SearchCost
     seconds: NonNegative
+
+
+def read_tune(path: Path) -> Tune:
+    """Read and check a ``tune.json``.
+
+    Raises:
+        PrivFedError: It is missing or not what this program writes.
+    """
+    return read_part(Tune, path)
 
 
 def run_tune(

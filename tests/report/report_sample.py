@@ -181,6 +181,22 @@ def sample(number_of_rounds: int = 40, **changes: Any) -> ev.Evidence:
             weights_sha256="c3" * 32,
         ),
         "membership": membership(),
+        "canaries": canaries(),
+        "accounting": accounting(),
+        "clients": clients(),
+        "sweep": sweep(),
+        "statements": [
+            ev.Statement(layer=layer, item=f"Item of the {layer}", says=f"what the {layer} says")
+            for layer in ev.LAYERS
+        ],
+        "checks": [
+            ev.PitfallCheck(layer="guarantee", name="δ is small", result="passed", why="1e-4 below 1/359"),
+            ev.PitfallCheck(layer="implementation", name="The seed is secret", result="failed", why="seed 1"),
+            ev.PitfallCheck(layer="unit", name="One person, one client", result="not checked", why="unknown"),
+        ],
+        "trust": [
+            ev.TrustAssumption(who="The server", trusted_to="add the noise", otherwise="nothing is left"),
+        ],
         "unnoised": [
             ev.UnnoisedQuantity(name="Cohort sizes", why="They tell how many clients took part, not which."),
             ev.UnnoisedQuantity(
@@ -290,4 +306,98 @@ def membership() -> ev.Membership:
         non_members_from="the test set",
         shadow_models=4,
         attacks=[found("loss", 0.92), found("lira", 0.8), found("rmia", 0.84)],
+    )
+
+
+def canaries() -> ev.Canaries:
+    def seen(name: str, sees: str, claim: float, low: float) -> ev.CanaryObserver:
+        estimate = ev.CanaryEstimate(
+            method="Gaussian fit", epsilon=low + 1, low=low, high=low + 3, confidence=0.99
+        )
+        return ev.CanaryObserver(
+            observer=name,
+            sees=sees,
+            claim=claim,
+            estimates=[estimate],
+            bound=0.34,
+            bound_confidence=0.95,
+            guesses=40,
+            right=31,
+            flagged=low > claim,
+            histogram_low=-2.0,
+            histogram_high=3.0,
+            present=[0, 2, 6, 9, 5, 2],
+            absent=[3, 7, 6, 2, 1, 0],
+            roc=[(0, 0), (0.1, 0.3), (0.4, 0.7), (1, 1)],
+        )
+
+    return ev.Canaries(
+        kind="update",
+        count=40,
+        included=24,
+        participations=149,
+        rounds=40,
+        noise_share=0.046,
+        accuracy=0.869,
+        accuracy_without=0.87,
+        **CENTRAL,
+        observers=[
+            seen("server", "sums before the noise", math.inf, 0.5),
+            seen("client", "all noised sums", 2.9987, 1.9),
+            seen("release", "the final model", 2.9987, 0.2),
+        ],
+    )
+
+
+def accounting() -> ev.Accounting:
+    rows = [
+        ("Poisson, rate 0.15", "add or remove one client", True, 2.9987, 3.44, "claimed"),
+        ("fixed size, 54 of 359", "replace one client", True, None, 17.9, "does not apply"),
+        ("cohorts known", "replace one client", False, 68.0, 71.9, "holds"),
+    ]
+    keys = ("sampling", "neighbouring", "amplified", "pld", "rdp", "standing")
+    return ev.Accounting(
+        **CENTRAL,
+        epsilon=2.9987,
+        observer="release",
+        assumptions=[ev.AssumptionEvidence(**dict(zip(keys, row, strict=True))) for row in rows],
+        by_rounds=[ev.EpsilonAt(rounds=n, delta=1e-4, epsilon=3 * math.sqrt(n / 40)) for n in range(5, 81, 5)],
+        by_delta=[ev.EpsilonAt(rounds=40, delta=10.0**-k, epsilon=1 + 0.5 * k) for k in range(3, 13)],
+    )
+
+
+def clients() -> ev.ClientAccuracy:
+    return ev.ClientAccuracy(
+        whose="the clients that trained, on their own examples",
+        clients=359,
+        mean=0.925,
+        percentiles={"5": 0.75, "25": 0.75, "50": 1.0, "75": 1.0, "95": 1.0},
+        histogram=[0] * 10 + [9, 0, 0, 0, 0, 90, 0, 0, 0, 260],
+        histogram_unprotected=[0] * 15 + [60, 0, 0, 0, 299],
+        mean_unprotected=0.955,
+        worst=[ev.WorstClient(client=17, examples=4, accuracy=0.5)],
+    )
+
+
+def sweep() -> ev.SweepEvidence:
+    points = [(0.5, 0.6), (1.0, 0.75), (3.0, 0.87), (8.0, 0.93), (math.inf, 0.955)]
+    return ev.SweepEvidence(
+        **CENTRAL,
+        epsilon=9.5,
+        name="digits",
+        observer="release",
+        points=[
+            ev.SweepPoint(
+                label=f"epsilon {e:g}".replace("inf", "∞"),
+                epsilon=e,
+                accuracy=a,
+                low=a - 0.01,
+                high=a + 0.01,
+                trainings=3,
+            )
+            for e, a in points
+        ],
+        trials=15,
+        same_data=True,
+        statement="All 15 trials together spend more than the chosen one alone.",
     )

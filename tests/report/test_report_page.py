@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import re
 from html.parser import HTMLParser
@@ -14,12 +16,15 @@ from report_sample import (
     OBSERVERS,
     accuracy_points,
     attack,
+    canaries,
+    clients,
     failed_attack,
     guarantee,
     observers,
     round_evidence,
     run,
     sample,
+    sweep,
 )
 
 from privfed.audit import evidence as ev
@@ -72,13 +77,15 @@ class Page(HTMLParser):
 
 def test_page_has_landmarks_headings_and_one_title() -> None:
     page = Page(render_html(sample()))
-    assert len(page.all("h1")) == len(page.all("main")) == len(page.all("title")) - len(page.all("svg")) == 1
+    assert len(page.all("h1")) == len(page.all("main")) == 1
+    assert len([title for title in page.all("title") if "svg" not in title["parents"]]) == 1
     assert page.all("html", lang="en")
     assert page.all("nav")
     ids = [e["attrs"]["id"] for e in page.elements if "id" in e["attrs"]]
     assert len(ids) == len(set(ids))
     order = [e["text"] for e in page.all("h2")]
-    assert order[:3] == ["Partly protected", "Who sees what", "What protection costs"]
+    asked = ["What is claimed?", "Is the claim right?", "What was exposed?", "What did it cost?"]
+    assert order[:6] == ["Partly protected", *asked, "Who sees what"]
     assert order[-1] == "The run, to repeat it"
 
 
@@ -86,10 +93,17 @@ def test_nothing_is_loaded_from_anywhere() -> None:
     html = render_html(sample())
     page = Page(html)
     policy = page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["attrs"]["content"]
-    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
+    (script,) = page.all("script")
+    allowed = base64.b64encode(hashlib.sha256(script["text"].encode()).digest()).decode()
+    assert policy.startswith(
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; img-src data:"
+    )
+    assert not script["attrs"]
+    for reach in ("fetch", "XMLHttpRequest", "import(", "eval", "innerHTML", "document.write", "navigator"):
+        assert reach not in script["text"]
     ids = {e["attrs"]["id"] for e in page.elements if "id" in e["attrs"]}
     for element in page.elements:
-        assert element["tag"] not in {"script", "iframe", "object", "embed", "form", "base", "audio", "video"}
+        assert element["tag"] not in {"iframe", "object", "embed", "form", "base", "audio", "video"}
         assert not [name for name in element["attrs"] if name.startswith("on")]
         for name in ("src", "href", "srcset", "action", "poster", "background", "xlink:href"):
             target = element["attrs"].get(name)
@@ -107,7 +121,7 @@ def test_images_and_figures_have_words_for_those_who_do_not_see_them() -> None:
     assert page.all("img")
     assert all(image["attrs"]["alt"] for image in page.all("img"))
     figures = page.all("svg", role="img")
-    assert len(figures) == 7
+    assert len(figures) == 16
     ids = {e["attrs"]["id"]: e["text"] for e in page.elements if "id" in e["attrs"]}
     for figure in figures:
         assert all(len(ids[name]) > 10 for name in figure["attrs"]["aria-labelledby"].split())
@@ -117,7 +131,7 @@ def test_images_and_figures_have_words_for_those_who_do_not_see_them() -> None:
 def test_every_epsilon_has_all_it_depends_on() -> None:
     page = Page(render_html(sample()))
     statements = page.all("div", class_="loss")
-    assert len(statements) == len(OBSERVERS) + 1  # and the ledger's
+    assert len(statements) == len(OBSERVERS) + 3  # and the strip's at the top, the sweep's and the ledger's
     for statement in statements:
         words = statement["text"]
         for needed in (
@@ -129,26 +143,41 @@ def test_every_epsilon_has_all_it_depends_on() -> None:
             "δ\xa0=\xa010⁻⁴",
         ):
             assert needed in words
-    for statement, name in zip(statements, OBSERVERS, strict=False):
+    for statement, name in zip(statements[1:], OBSERVERS, strict=False):
         assert f"against {name} ·" in statement["text"]
-    # No bound stands anywhere else, but for the figure and the table, whose captions hold the same terms.
+    # No bound stands anywhere else, but for the figures and the tables, whose captions hold the same terms.
     bound = r"ε\s*[=≤<]\s*[\d∞]"
     inside = sum(len(re.findall(bound, s["text"])) for s in statements)
-    assert len(re.findall(bound, page.text())) == inside
-    captions = [caption for caption in page.all("caption") if "ε" in caption["text"]]
-    assert len(captions) == 1
-    for holder, words in ((page.all("figcaption")[0], "Every ε"), (captions[0], "ε is the total")):
-        for needed in (words, "unit: client", "neighbours: add or remove", "sampling: Poisson", "δ\xa0="):
-            assert needed in holder["text"], holder["text"]
+    claims = sum(len(re.findall(bound, cell["text"])) for cell in canary_claims(page))
+    assert claims
+    assert len(re.findall(bound, page.text())) == inside + claims
+    captions = {
+        re.split(r"against| is the", caption["text"])[0].strip(): caption["text"]
+        for caption in (*page.all("caption"), *page.all("figcaption"))
+        if ("ε" in caption["text"] and "meant against" in caption["text"]) or "Every ε" in caption["text"]
+    }
+    assert len(captions) >= 5
+    for caption in captions.values():
+        for needed in ("unit: client", "neighbours: add or remove", "sampling: Poisson", "δ\xa0="):
+            assert needed in caption, caption
     cells = [e for e in page.all("th") if "ε" in e["text"]]
-    assert [e["text"] for e in cells] == ["ε after it"]
+    assert [e["text"] for e in cells] == ["ε by PLD", "ε by RDP", "ε after it"]
+    for cell in cells:  # each in a table whose caption holds the terms
+        assert "table" in cell["parents"]
+
+
+def canary_claims(page: Page) -> list[dict[str, Any]]:
+    """Cells of the canaries' table that state a claim; its caption holds the terms."""
+    (caption,) = [c for c in page.all("caption") if "each observer named" in c["text"]]
+    assert "unit: client" in caption["text"]
+    return [cell for cell in page.all("td") if re.fullmatch(r"ε\s*[=≤]\s*[\d.∞]+", cell["text"].strip())]
 
 
 def test_terms_that_differ_are_told_apart_below_the_figure() -> None:
     judged = observers()
     local = guarantee(5.0, sampling="none: every client in every round", neighbouring="replace one client")
     judged[0] = judged[0].model_copy(update={"guarantee": local})
-    caption = Page(render_html(sample(observers=judged))).all("figcaption")[0]["text"]
+    caption = Page(render_html(sample(observers=judged, accounting=None))).all("figcaption")[0]["text"]
     assert caption.count("Every ε here is meant against") == 2
     assert "against server · unit: client · neighbours: replace one client" in caption
 
@@ -156,7 +185,13 @@ def test_terms_that_differ_are_told_apart_below_the_figure() -> None:
 def test_infinity_is_written_as_such_and_bounds_are_never_rounded_down() -> None:
     page = Page(render_html(sample()))
     shown = [e["text"] for e in page.all("span", class_="eps")]
-    assert shown == ["ε\xa0=\xa0∞"] * 3 + ["ε\xa0≤\xa03.00"] * 3
+    assert shown == [
+        "ε\xa0≤\xa03.00",
+        *["ε\xa0=\xa0∞"] * 3,
+        *["ε\xa0≤\xa03.00"] * 2,
+        "ε\xa0≤\xa09.50",
+        "ε\xa0≤\xa03.00",
+    ]
     text = page.text()
     assert not re.search(r"\binf\b|\bnan\b|\bNone\b", text)
     rounds = [round_evidence(n, signal_to_noise=math.inf, epsilon_spent=math.inf) for n in range(1, 4)]
@@ -178,12 +213,19 @@ def test_hostile_strings_come_out_as_text() -> None:
         observers=[o.model_copy(update={"observer": f"{o.observer}{HOSTILE}", "sees": text}) for o in observers()],
         attacks=[attack(1, observer=text, workload=text, defence=text, kind=text), failed_attack(text)],
         limits=[text],
+        statements=[ev.Statement(layer="trust", item=text, says=text)],
+        checks=[ev.PitfallCheck(layer="unit", name=text, result="failed", why=text)],
+        trust=[ev.TrustAssumption(who=text, trusted_to=text, otherwise=text)],
+        sweep=sweep().model_copy(update={"name": text, "statement": text, "observer": text}),
+        canaries=canaries().model_copy(
+            update={"observers": tuple(o.model_copy(update={"sees": text}) for o in canaries().observers)}
+        ),
+        clients=clients().model_copy(update={"whose": text}),
         unnoised=[ev.UnnoisedQuantity(name=text, why=text)],
     )
     html = render_html(hostile)
     page = Page(html)  # tags still match
-    assert not page.all("script")
-    assert len(page.all("style")) == 1
+    assert len(page.all("script")) == len(page.all("style")) == 1
     assert all(image["attrs"]["src"].startswith("data:") for image in page.all("img"))
     assert "{{ 7*7 }}" in page.text()
     assert HOSTILE in page.text()
@@ -197,6 +239,13 @@ def test_hostile_strings_come_out_as_text() -> None:
         ("attacks", [], "no attack was run"),
         ("rounds", [], "no round was recorded"),
         ("membership", None, "Not measured: membership inference"),
+        ("canaries", None, "Not measured: no canaries"),
+        ("accounting", None, "No noise protects whoever sees the released model"),
+        ("clients", None, "no client was evaluated by itself"),
+        ("sweep", None, "no sweep or tuning was named"),
+        ("statements", [], "before it held the items of a claim"),
+        ("checks", [], "before it held a checklist"),
+        ("trust", [], "Not recorded: whom the promise trusts"),
         ("unnoised", [], "None are listed"),
         ("limits", [], "That does not mean that there are none"),
     ],

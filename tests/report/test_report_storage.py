@@ -16,9 +16,12 @@ from pydantic import ValidationError
 from report_sample import guarantee, observers, round_evidence, run, sample
 
 from privfed.errors import OutputError, PrivFedError
-from privfed.report import read_report, render_folder, render_html, write_report
+from privfed.publication import publish, render_folder
+from privfed.report import read_report, render_html
 from privfed.report.schema import SCHEMA_FILE, report_schema, schema_text
 from privfed.report.storage import report_text
+
+FILES = ["manifest.json", "registry.json", "report.html", "report.json", "report.md"]
 
 
 def tree() -> dict[str, Any]:
@@ -39,11 +42,11 @@ def refuse(text: str, folder: Path) -> str:
 
 def test_round_trip(tmp_path: Path) -> None:
     evidence = sample()
-    page = write_report(evidence, tmp_path / "new")
+    page = publish(evidence, tmp_path / "new")
     assert page == tmp_path / "new" / "report.html"
     assert read_report(tmp_path / "new" / "report.json") == evidence
     assert page.read_text(encoding="utf-8") == render_html(evidence)
-    assert sorted(p.name for p in page.parent.iterdir()) == ["report.html", "report.json"]
+    assert sorted(p.name for p in page.parent.iterdir()) == FILES
 
 
 @settings(deadline=None, max_examples=25)
@@ -61,7 +64,7 @@ def test_round_trip_of_any_value(
         accuracy=sample().accuracy.model_copy(update={"final_protected": accuracy}),
     )
     folder = tmp_path_factory.mktemp("report")
-    page = write_report(evidence, folder)
+    page = publish(evidence, folder)
     assert read_report(folder / "report.json") == evidence
     assert page.read_text(encoding="utf-8") == render_html(evidence)
 
@@ -74,7 +77,7 @@ def test_infinity_is_the_string_inf_and_the_json_is_strict() -> None:
 
 
 def test_render_again(tmp_path: Path) -> None:
-    page = write_report(sample(), tmp_path)
+    page = publish(sample(), tmp_path)
     page.write_text("something else")
     assert render_folder(tmp_path) == page
     assert page.read_text(encoding="utf-8") == render_html(sample())
@@ -143,7 +146,8 @@ def test_schema_and_reader_refuse_the_same(path: str, value: Any, words: str, tm
         ("", "not strict JSON"),
         ("[]", "no schema_version"),
         ("{}", "no schema_version"),
-        ('{"schema_version": 2}', "a version that this program does not know; it reads version 1 (got 2)"),
+        ('{"schema_version": 3}', "a version that this program does not know; it reads versions 1 to 2 (got 3)"),
+        ('{"schema_version": 0}', "does not know"),
         ('{"schema_version": true}', "does not know"),
         ('{"schema_version": 1, "schema_version": 1}', "occurs twice"),
         ('{"schema_version": 1, "x": NaN}', "NaN is no JSON number"),
@@ -171,21 +175,21 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 def test_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="the report cannot be written"):
-        write_report(sample(), tmp_path / "file")
+        publish(sample(), tmp_path / "file")
 
 
 def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_report(sample(), tmp_path)
+    publish(sample(), tmp_path)
 
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OutputError, match="No space left"):
-        write_report(sample(limits=["another"]), tmp_path)
+        publish(sample(limits=["another"]), tmp_path)
     monkeypatch.undo()
     assert read_report(tmp_path / "report.json") == sample()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
 
 
 def test_settings_may_hold_finite_json_only() -> None:

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from privfed import __version__
 from privfed.audit import evidence as ev
+from privfed.audit.assemble.accounting import accounting_of, sweep_of
+from privfed.audit.assemble.checks import checks_of
+from privfed.audit.assemble.clients import clients_of
 from privfed.audit.assemble.empirical import canaries_of, canary_limits_of, membership_of
 from privfed.audit.assemble.material import Material
 from privfed.audit.assemble.observers import observer_of, readers_of_text, verdict
+from privfed.audit.assemble.statements import statements_of, trust_of
 from privfed.audit.assemble.training import (
     abort_limit_of,
     accuracy_of,
@@ -46,7 +50,7 @@ LIMITS = (
 def assemble(m: Material) -> ev.Evidence:
     """The evidence of a finished run."""
     observers = tuple(observer_of(m, observer) for observer in Observer)
-    canaries = canaries_of(m)
+    canaries, sweep = canaries_of(m), sweep_of(m)
     return ev.Evidence(
         run=_run(m),
         verdict=verdict(observers, canaries, readers_of_text(m)),
@@ -58,6 +62,12 @@ def assemble(m: Material) -> ev.Evidence:
         ledger=ledger_of(m),
         membership=membership_of(m.membership),
         canaries=canaries,
+        accounting=accounting_of(m),
+        clients=clients_of(m),
+        sweep=sweep,
+        statements=tuple(statements_of(m)),
+        checks=tuple(checks_of(m, canaries, sweep)),
+        trust=tuple(trust_of(m)),
         unnoised=tuple(ev.UnnoisedQuantity(name=name, why=why) for name, why in UNNOISED),
         limits=(*LIMITS, *abort_limit_of(m), *canary_limits_of(canaries)),
     )

@@ -82,7 +82,18 @@ def _canary_observer(finding: ObserverFinding, included: NDArray[np.bool_]) -> e
         histogram_high=float(edges[-1]) if known else None,
         present=present,
         absent=absent,
+        roc=_roc(scores, included) if known else (),
     )
+
+
+def _roc(scores: NDArray[np.float64], included: NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
+    """Over all thresholds, the highest first; equal scores fall on the same side."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    there = included[order]
+    true, false = np.cumsum(there)[ends], np.cumsum(~there)[ends]
+    total, others = max(1, int(there.sum())), max(1, int((~there).sum()))
+    return ((0.0, 0.0), *((float(f) / others, float(t) / total) for f, t in zip(false, true, strict=True)))
 
 
 def canary_limits_of(canaries: ev.Canaries | None) -> list[str]:

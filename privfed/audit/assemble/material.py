@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privfed.federated.training import TrainingResult
@@ -30,6 +31,8 @@ class Material:
     membership: MembershipFindings | None
     seconds: float
     control: TrainingResult | None = None
+    sweep: Path | None = None
+    """Folder of a sweep or a tuning on the same clients."""
 
 
 def guarantees_of(m: Material) -> Mapping[str, Guarantee]:

@@ -99,7 +99,24 @@ def secure_aggregation_of(m: Material) -> ev.SecureAggregation:
         if on
         else None,
         assumptions=conditions if masking.mode == "protocol" else (),
+        **_bound(m),
     )
+
+
+def _bound(m: Material) -> dict[str, str | int]:
+    """At the expected cohort, on the complete graph that trainings use."""
+    plan, masking = m.experiment.privacy_plan, m.experiment.settings.secure_aggregation
+    if masking.mode != "protocol" or plan is None:
+        return {}
+    cohort = max(2, round(plan.expected_cohort))
+    needed = round_threshold(cohort, masking.threshold, masking.colluders)
+    smallest = max(0, needed - masking.colluders)
+    words = (
+        f"At the expected cohort of {cohort} on a complete graph, any {needed} survivors finish a round. With up "
+        f"to {masking.colluders} of its clients, an active server learns one sum a round, over at least "
+        f"{smallest} honest clients; no chance enters but that of breaking the cryptography"
+    )
+    return {"bound": words, "smallest_sum": smallest}
 
 
 def _threshold_rule(masking: SecureAggregationSettings) -> str:

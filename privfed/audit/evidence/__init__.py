@@ -27,7 +27,18 @@ from privfed.audit.evidence.exposure import (
     ObserverEvidence,
     TextScores,
 )
+from privfed.audit.evidence.judgement import (
+    LAYERS,
+    PitfallCheck,
+    Statement,
+    SweepEvidence,
+    SweepPoint,
+    TrustAssumption,
+)
 from privfed.audit.evidence.privacy import (
+    Accounting,
+    AssumptionEvidence,
+    EpsilonAt,
     Guarantee,
     Ledger,
     PrivacyLoss,
@@ -35,11 +46,13 @@ from privfed.audit.evidence.privacy import (
 from privfed.audit.evidence.run import (
     Accuracy,
     AccuracyPoint,
+    ClientAccuracy,
     Data,
     RoundEvidence,
     Run,
     SecureAggregation,
     StageCost,
+    WorstClient,
 )
 from privfed.audit.evidence.types import (
     PNG_PREFIX,
@@ -56,19 +69,24 @@ from privfed.audit.evidence.types import (
 )
 
 __all__ = [
+    "LAYERS",
     "PNG_PREFIX",
     "RECOVERED_TOKENS",
     "RECOVERY_MARGIN_DB",
     "SCHEMA_VERSION",
+    "Accounting",
     "Accuracy",
     "AccuracyPoint",
+    "AssumptionEvidence",
     "AttackEvidence",
     "BestAttack",
     "Canaries",
     "CanaryEstimate",
     "CanaryObserver",
+    "ClientAccuracy",
     "Count",
     "Data",
+    "EpsilonAt",
     "Evidence",
     "Extended",
     "Guarantee",
@@ -80,6 +98,7 @@ __all__ = [
     "ObserverEvidence",
     "OperatingPoint",
     "Part",
+    "PitfallCheck",
     "Png",
     "PrivacyLoss",
     "RoundEvidence",
@@ -89,9 +108,14 @@ __all__ = [
     "Sha256",
     "Share",
     "StageCost",
+    "Statement",
+    "SweepEvidence",
+    "SweepPoint",
     "TextScores",
     "Tree",
+    "TrustAssumption",
     "UnnoisedQuantity",
     "Verdict",
+    "WorstClient",
     "png",
 ]

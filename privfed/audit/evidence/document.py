@@ -8,11 +8,12 @@ from pydantic import model_validator
 
 from privfed.audit.evidence.empirical import Canaries, Membership
 from privfed.audit.evidence.exposure import AttackEvidence, ObserverEvidence
-from privfed.audit.evidence.privacy import Ledger
-from privfed.audit.evidence.run import Accuracy, RoundEvidence, Run, SecureAggregation
+from privfed.audit.evidence.judgement import PitfallCheck, Statement, SweepEvidence, TrustAssumption
+from privfed.audit.evidence.privacy import Accounting, Ledger
+from privfed.audit.evidence.run import Accuracy, ClientAccuracy, RoundEvidence, Run, SecureAggregation
 from privfed.audit.evidence.types import Part
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 class Verdict(Part):
@@ -33,7 +34,7 @@ class UnnoisedQuantity(Part):
 class Evidence(Part):
     """The content of ``report.json``."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     run: Run
     verdict: Verdict
     observers: tuple[ObserverEvidence, ...]
@@ -44,6 +45,12 @@ class Evidence(Part):
     ledger: Ledger
     membership: Membership | None = None
     canaries: Canaries | None = None
+    accounting: Accounting | None = None
+    clients: ClientAccuracy | None = None
+    sweep: SweepEvidence | None = None
+    statements: tuple[Statement, ...] = ()
+    checks: tuple[PitfallCheck, ...] = ()
+    trust: tuple[TrustAssumption, ...] = ()
     unnoised: tuple[UnnoisedQuantity, ...]
     limits: tuple[str, ...]
 

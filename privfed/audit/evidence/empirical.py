@@ -78,6 +78,8 @@ class CanaryObserver(Part):
     present: tuple[Count, ...]
     """Canaries that took part, by bins of equal width."""
     absent: tuple[Count, ...]
+    roc: tuple[tuple[Share, Share], ...] = ()
+    """``(false-positive rate, true-positive rate)`` of the scores, from (0, 0) to (1, 1)."""
 
     @model_validator(mode="after")
     def _flag_fits(self) -> CanaryObserver:

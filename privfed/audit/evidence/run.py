@@ -63,6 +63,31 @@ class Accuracy(Part):
     """Final test accuracy without protection less that with it."""
 
 
+class WorstClient(Part):
+    """One of the clients that the model serves worst; the page does not name it."""
+
+    client: Count
+    examples: Count
+    accuracy: Share
+
+
+class ClientAccuracy(Part):
+    """The released model on each client's own examples: the mean over examples hides whom it fails."""
+
+    whose: str
+    clients: Count
+    mean: Share
+    """Every client counts the same."""
+    percentiles: dict[str, Share]
+    """Over clients: 5, 25, 50, 75, 95."""
+    histogram: tuple[Count, ...]
+    """Clients by accuracy, in bins of equal width from 0 to 1."""
+    histogram_unprotected: tuple[Count, ...]
+    """Of the training without protection; empty where it was not run."""
+    mean_unprotected: Share | None
+    worst: tuple[WorstClient, ...]
+
+
 class RoundEvidence(Part):
     """One round of the training as configured."""
 
@@ -102,4 +127,8 @@ class SecureAggregation(Part):
     aborted_rounds: Count
     abort_probability: Share | None
     """Chance of a round to abort at the configured rate of dropouts."""
+    bound: str | None = None
+    """What the protocol's parameters guarantee at the expected cohort, in one sentence."""
+    smallest_sum: Count | None = None
+    """Honest clients there are at least in any sum that the server can learn."""
     assumptions: tuple[str, ...]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from functools import lru_cache
-from typing import Any
 
 from jinja2 import Environment
 
 from privfed.audit.evidence import PrivacyLoss
 from privfed.report.environment import page_environment
+from privfed.report.script import hash_of, script_of
 from privfed.report.selection import flat_settings, shared_terms
 from privfed.sweep.cost import ADVICE, Composition
 from privfed.sweep.page.figure import trade_off
@@ -24,7 +22,7 @@ TABLE_ROWS = 2000
 def render_sweep(sweep: Sweep) -> str:
     """The page: no network request; its one script sorts the table, and the page does without it."""
     environment = _environment()
-    script = environment.get_template("sort.js").render().strip()
+    script = script_of(environment, "sort.js")
     return environment.get_template("sweep.html.j2").render(
         s=sweep,
         figure=trade_off(sweep),
@@ -44,7 +42,7 @@ def render_sweep(sweep: Sweep) -> str:
             if key not in sweep.varied
         ],
         script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=hash_of(script),
     )
 
 
@@ -54,7 +52,6 @@ def _environment() -> Environment:
     environment.filters |= {
         "in_words": in_words,
         "shown": shown,
-        "sort_key": _sort_key,
     }
     return environment
 
@@ -91,12 +88,3 @@ def _grouped(losses: dict[str, PrivacyLoss]) -> list[tuple[list[str], PrivacyLos
 def _headings(keys: list[str]) -> list[tuple[str, str]]:
     last = [key.rpartition(".")[2] for key in keys]
     return list(zip(keys, last if len(set(last)) == len(last) else keys, strict=True))
-
-
-def _sort_key(value: Any) -> str:
-    """For the script: numbers as numbers, ∞ behind them."""
-    if value is None:
-        return ""
-    if value == "inf":
-        return "Infinity"
-    return str(value).replace("inf", "Infinity") if isinstance(value, float) else str(value)
