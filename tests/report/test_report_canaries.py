@@ -51,7 +51,7 @@ def canaries(**changes: Any) -> ev.Canaries:
 
 def test_checks_stand_with_their_results_and_chances() -> None:
     page = render_html(sample(canaries=canaries()))
-    assert "<b>Failed</b>" in page
+    assert '<span class="result-mark failed">failed</span></td><td>0.5 of it' in page
     assert "noise &lt;is&gt; as claimed" in page
     assert "noise <is>" not in page
     assert "p&nbsp;=&nbsp;1e-30" in page

@@ -42,7 +42,7 @@ def checks_of(m: Material, canaries: ev.Canaries | None, sweep: ev.SweepEvidence
         ("guarantee", "Choosing the settings cost no privacy, or its cost is stated", _search(sweep)),
         ("unit", "All of a client's data counts as one", _unit(m)),
         ("unit", "One person is one client", ("not checked", "who is behind a client is not in the data")),
-        ("implementation", "Cohorts vary as the sampling scheme says", measured(_cohorts)),
+        ("implementation", "Cohorts vary as the sampling scheme says", measured(lambda m: _cohorts(m, canaries))),
         ("implementation", "The sum is divided by a number that does not depend on who came", measured(_divisor)),
         ("implementation", "No update in the recorded sums is longer than the clip norm", measured(_clipped)),
         ("implementation", "The noise is as strong as accounted", _canary(canaries)),
@@ -105,12 +105,12 @@ def _unit(m: Material) -> Found:
     return "failed", f"the unit is one example; a client with {largest} of them has ε = ∞ as a whole"
 
 
-def _cohorts(m: Material) -> Found:
+def _cohorts(m: Material, canaries: ev.Canaries | None) -> Found:
     """Dispersion of a binomial: Σ(size - nq)² / (nq(1-q)) is about χ² with one degree a round."""
     sizes = np.array([report.metrics.cohort for report in m.result.reports], float)
     scheme, clients = m.experiment.sampling, m.experiment.population.clients
-    if m.experiment.canaries is not None:
-        return "not checked", "canaries are in the cohorts"
+    if canaries is not None:
+        return _of_the_audit(canaries, "cohorts")
     if isinstance(scheme, PoissonSampling) and scheme.rate < 1:
         mean, variance = clients * scheme.rate, clients * scheme.rate * (1 - scheme.rate)
         if len(sizes) < 5 or variance < 5:
@@ -127,6 +127,16 @@ def _cohorts(m: Material) -> Found:
         len(set(sizes)) <= 1 if expected is None else bool((sizes == expected).all()),
         f"sizes from {sizes.min(initial=clients):.0f} to {sizes.max(initial=0):.0f}",
     )
+
+
+def _of_the_audit(canaries: ev.Canaries, subject: str) -> Found:
+    """The audited training's own checks whose name holds ``subject``, the worst of them."""
+    found = [check for check in canaries.checks if subject in check.name]
+    for result in ("failed", "passed"):
+        for check in found:
+            if check.status == result:
+                return check.status, check.finding
+    return "not checked", "canaries are in the training, and its own checks did not come to it"
 
 
 def _divisor(m: Material) -> Found:
@@ -151,6 +161,9 @@ def _clipped(m: Material) -> Found:
 def _canary(canaries: ev.Canaries | None) -> Found:
     if canaries is None:
         return "not checked", "no canaries were in the training"
+    measured = _of_the_audit(canaries, "noise")
+    if measured[0] == "failed":
+        return measured
     flagged = [o.observer for o in canaries.observers if o.flagged]
     return _verdict(
         not flagged,
