@@ -57,7 +57,9 @@ Colluders = Annotated[int, typer.Option(help="Clients that tell the server what 
 def account(
     noise_multiplier: Annotated[
         float,
-        typer.Option(help="Noise on the sum over the clip norm (local: of each client; dp_sgd: of a step)."),
+        typer.Option(
+            help="Noise drawn in a round over the clip norm (tree: of a node; local: of a client; dp_sgd: of a step)."
+        ),
     ],
     sampling: SamplingOption,
     rounds: Rounds,

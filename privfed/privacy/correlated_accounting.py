@@ -1,8 +1,8 @@
 """What a whole training with correlated noise spends: one Gaussian mechanism, in closed form.
 
 All rounds together release ``C·X + Z``, which one client moves by ``clip_norm · sensitivity`` in L2 norm at most.
-With noise of standard deviation ``noise_multiplier · clip_norm · sensitivity`` in every entry of ``Z`` that is one
-Gaussian mechanism with that noise multiplier, for everybody who sees the models of any or all rounds, and who may
+With noise of standard deviation ``z · clip_norm · sensitivity`` in every entry of ``Z`` that is one Gaussian
+mechanism with noise multiplier ``z``, for everybody who sees the models of any or all rounds, and who may
 know every cohort. Its ε is independent of the number of rounds, but for the sensitivity. So
 
 - a training that stops early has spent the whole ε: rounds cost nothing singly;
@@ -10,7 +10,7 @@ know every cohort. Its ε is independent of the number of rounds, but for the se
 - another attempt with fresh noise, from the start or from a checkpoint, composes: its rows are those of a second
   mechanism whose sensitivity is no larger, since the client's rounds in it (shared ones counted in both) again
   keep to the limits. Attempts are Gaussian mechanisms of one noise multiplier, so n of them are one with
-  ``noise_multiplier / sqrt(n)``. A round repeated on its own after its release counts as an attempt too.
+  ``z / sqrt(n)``. A round repeated on its own after its release counts as an attempt too.
 """
 
 from __future__ import annotations
@@ -21,17 +21,6 @@ from scipy.special import log_ndtr
 
 from privfed.privacy.calibration import smallest_noise
 from privfed.privacy.errors import PrivacyError
-
-
-def fresh_stddev(noise_multiplier: float, clip_norm: float, sensitivity: float) -> float:
-    """Standard deviation of the entries of ``Z``.
-
-    Args:
-        noise_multiplier: Of the whole training as one mechanism.
-        clip_norm: L2 bound on each update.
-        sensitivity: Of the strategy, per unit of clip norm.
-    """
-    return noise_multiplier * clip_norm * sensitivity
 
 
 def effective_noise_multiplier(stddev: float, clip_norm: float, sensitivity: float, attempts: int = 1) -> float:

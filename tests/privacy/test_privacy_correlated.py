@@ -16,16 +16,16 @@ from privfed.privacy.accounting import Release, compose
 from privfed.privacy.correlated import CorrelatedNoise, SecureCorrelatedNoise, State
 from privfed.privacy.correlated_accounting import (
     effective_noise_multiplier,
-    fresh_stddev,
     gaussian_delta,
     gaussian_epsilon,
     noise_multiplier_for,
 )
 from privfed.privacy.errors import PrivacyError
 from privfed.privacy.factorisation import Banded, BinaryTree, banded, identity, tree
+from privfed.privacy.mechanisms import CorrelatedGaussian
 from privfed.privacy.noise import discrete_gaussian, gaussian
 from privfed.privacy.randomness import SeededSource, SystemSource
-from privfed.privacy.sampling import KnownCohorts
+from privfed.privacy.sampling import KnownCohorts, RoundRobinSampling
 
 FALSE_ALARM = 1e-6
 STRATEGIES: list[Banded | BinaryTree] = [
@@ -227,8 +227,20 @@ def test_calibration_gives_the_least_noise_within_epsilon() -> None:
         assert gaussian_epsilon((z - 1e-4) / math.sqrt(attempts), delta) > epsilon
 
 
+def test_the_noise_multiplier_is_that_of_a_rounds_own_noise() -> None:
+    """Without correlation it is Gaussian noise as ever; a tree's is that of a node (Kairouz et al. 2021)."""
+    order = RoundRobinSampling(25, 100, 16)  # back after 4 rounds, four times
+    alone = CorrelatedGaussian(0.5, 3.0, banded(16, 1), order)
+    assert alone.fresh == 1.5
+    assert alone.run_multiplier == pytest.approx(3.0 / math.sqrt(4), rel=1e-3)
+    assert CorrelatedGaussian(0.5, 3.0, banded(16, 4), order).run_multiplier == pytest.approx(1.5, rel=1e-3)
+    once = CorrelatedGaussian(0.5, 3.0, tree(16), RoundRobinSampling(1, 100, 16))
+    # The first round is in five nodes, of which Honaker's estimate uses all but little.
+    assert 3.0 / math.sqrt(5) <= once.run_multiplier * (1 + 1e-9) < 3.0 / math.sqrt(4)
+
+
 def test_a_second_attempt_composes_as_a_second_mechanism() -> None:
-    stddev = fresh_stddev(1.3, 0.5, 2.2)
+    stddev = 1.3 * 0.5 * 2.2
     assert effective_noise_multiplier(stddev, 0.5, 2.2) == pytest.approx(1.3)
     twice = effective_noise_multiplier(stddev, 0.5, 2.2, attempts=2)
     pair = compose([Release(KnownCohorts(), 1.3, 2)], 1e-5).epsilon

@@ -81,7 +81,8 @@ BANDED, TREE = banded(8, 4), tree(8)
 
 
 def correlated(strategy: Any, secure: bool = False) -> CorrelatedGaussian:
-    return CorrelatedGaussian(CLIP, Z, strategy, ROUND_ROBIN, secure)
+    drawn = Z * strategy.sensitivity(2, 4).value
+    return CorrelatedGaussian(CLIP, drawn, strategy, ROUND_ROBIN, secure)
 
 
 FIRST_ROW = Z * CLIP * BANDED.sensitivity(2, 4).value / abs(BANDED.row(0)[0])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from privfed.privacy.accounting import MODELS_ONLY, ObservedRelease, Release
 from privfed.privacy.clipping import Contribution, clip_by_l2
 from privfed.privacy.correlated import CorrelatedNoise, SecureCorrelatedNoise
-from privfed.privacy.correlated_accounting import fresh_stddev
+from privfed.privacy.correlated_accounting import effective_noise_multiplier
 from privfed.privacy.errors import PrivacyError
 from privfed.privacy.factorisation import Banded, BinaryTree
 from privfed.privacy.mechanisms.base import PlainVectors, State, Terms, clip_with_room
@@ -31,7 +31,9 @@ class CorrelatedGaussian(PlainVectors):
 
     Attributes:
         clip_norm: L2 bound on each client's update.
-        noise_multiplier: Of the whole run: noise over ``clip_norm`` times the strategy's sensitivity.
+        noise_multiplier: Standard deviation of the noise that a round draws (for trees: that a node does) over
+            ``clip_norm``. A client moves as many rows or nodes as ``strategy.sensitivity`` says, so that the whole
+            run's multiplier is this over that.
         strategy: What correlates the noise.
         sampling: Who takes part when.
         secure: Discrete noise from the system's CSPRNG, for banded strategies only.
@@ -73,8 +75,13 @@ class CorrelatedGaussian(PlainVectors):
     @cached_property
     def fresh(self) -> float:
         """Standard deviation of the noise drawn in each round, before it is correlated."""
+        return self.noise_multiplier * self.clip_norm
+
+    @cached_property
+    def run_multiplier(self) -> float:
+        """Noise multiplier of the one Gaussian mechanism that the whole run is."""
         bound = self.strategy.sensitivity(self.sampling.participations, self.sampling.separation)
-        return fresh_stddev(self.noise_multiplier, self.clip_norm, bound.value)
+        return effective_noise_multiplier(self.fresh, self.clip_norm, bound.value)
 
     @property
     def _secure_noise(self) -> SecureCorrelatedNoise:
@@ -100,7 +107,7 @@ class CorrelatedGaussian(PlainVectors):
 
     def releases(self, sampling: SamplingScheme, survivors: int | None = None) -> tuple[ObservedRelease, ...]:
         """One Gaussian for the whole run, for those who see nothing but noised models."""
-        return (ObservedRelease(MODELS_ONLY, Release(self.sampling, self.noise_multiplier, 1)),)
+        return (ObservedRelease(MODELS_ONLY, Release(self.sampling, self.run_multiplier, 1)),)
 
     def on_client(
         self, state: State, update: NDArray[np.float32], slack: float, terms: Terms, source: RandomSource
