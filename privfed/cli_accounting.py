@@ -58,7 +58,7 @@ def account(
     noise_multiplier: Annotated[
         float,
         typer.Option(
-            help="Noise drawn in a round over the clip norm (tree: of a node; local: of a client; dp_sgd: of a step)."
+            help="Noise drawn in a round, over the clip norm (tree: a node; local: a client; dp_sgd: a step)."
         ),
     ],
     sampling: SamplingOption,
