@@ -9,7 +9,7 @@ work is done; what only the benchmark needs (updates, and checking the sum) is n
 from __future__ import annotations
 
 import argparse
-import fcntl
+import mmap
 import multiprocessing
 import os
 import resource
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,13 @@ from privfed.secagg import (
     decode,
     encode,
 )
+from privfed.secagg.packing import packed_bytes
 
 CLIP = 1.0
-PIPE_BYTES = 2**20
-"""Linux gives as much to anybody: a masked vector then takes few turns of its two processes."""
+SLOTS = 2
+"""Vectors that a process of clients may have ready before the server has taken the first of them."""
 
-Messages = Iterator[tuple[int, bytes]]
+Messages = Iterator[tuple[int, bytes | memoryview]]
 
 
 @dataclass(frozen=True)
@@ -106,43 +108,72 @@ class Clients:
         return encode(client.contribute(vector))
 
 
+class Shelf:
+    """Memory that a process of clients shares with the server's, for masked vectors: a pipe would copy them often.
+
+    Slots are filled and emptied in turn. Whoever fills waits for ``free``.
+    """
+
+    def __init__(self, context: BaseContext, slot_bytes: int) -> None:
+        self._memory, self.slot_bytes = memoryview(mmap.mmap(-1, SLOTS * slot_bytes)), slot_bytes
+        self.free = context.Semaphore(SLOTS)
+        self._turn = 0
+
+    def put(self, data: bytes) -> None:
+        self.free.acquire()
+        self.take(len(data))[:] = data
+
+    def take(self, size: int) -> memoryview:
+        """The next slot, good until it is set free."""
+        start, self._turn = self._turn * self.slot_bytes, (self._turn + 1) % SLOTS
+        return self._memory[start : start + size]
+
+
 class Processes:
     """The clients, spread over processes; the same as ``Clients`` from outside."""
 
     def __init__(self, setup: Setup, ids: Sequence[int], count: int) -> None:
         # Forked before there are threads: identities and updates need not be sent.
         context = multiprocessing.get_context("fork")
-        self._ends: list[tuple[Connection, Connection, set[int]]] = []
+        params = setup.params
+        # Besides the vector there are a header and the tokens.
+        slot = packed_bytes(params.dimension, params.ring_bits) + 64 * len(params.client_ids) + 1024
+        self._ends: dict[Connection, tuple[Connection, Shelf, set[int]]] = {}
         self._processes = []
+        # Vectors are most of the work: as many of them to each.
+        ids = sorted(ids, key=lambda i: i in setup.gone)
         for share in range(count):
             asked, ask = context.Pipe(duplex=False)
             answers, answer = context.Pipe(duplex=False)
-            fcntl.fcntl(answer.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-            members = ids[share::count]
-            process = context.Process(target=_serve, args=(asked, answer, setup, members), daemon=True)
+            members, shelf = ids[share::count], Shelf(context, slot)
+            process = context.Process(target=_serve, args=(asked, answer, shelf, setup, members), daemon=True)
             process.start()
             asked.close()
             answer.close()
-            self._ends.append((ask, answers, set(members)))
+            self._ends[answers] = ask, shelf, set(members)
             self._processes.append(process)
         self.seconds: dict[str, float] = {}
         self.peak_rss_mb = 0.0
 
     def answers(self, stage: Stage, incoming: Mapping[int, bytes]) -> Messages:
-        for ask, _, members in self._ends:
+        for ask, _, members in self._ends.values():
             ask.send((stage, {i: data for i, data in incoming.items() if i in members}))
-        busy = [answers for _, answers, _ in self._ends]
+        busy = list(self._ends)
         while busy:
             for end in wait(busy):
-                client = int.from_bytes(end.recv_bytes(), "big")
-                if client == 2**64 - 1:
+                client, message = end.recv()
+                if client is None:
                     busy.remove(end)
+                elif isinstance(message, bytes):
+                    yield client, message
                 else:
-                    yield client, end.recv_bytes()
+                    shelf = self._ends[end][1]
+                    yield client, shelf.take(message)
+                    shelf.free.release()
 
     def close(self) -> None:
         """Learn what the processes used, and end them."""
-        for ask, answers, _ in self._ends:
+        for answers, (ask, _, _) in self._ends.items():
             ask.send(None)
             seconds, peak = answers.recv()
             self.peak_rss_mb += peak
@@ -152,13 +183,16 @@ class Processes:
             process.join()
 
 
-def _serve(asked: Connection, answer: Connection, setup: Setup, ids: Sequence[int]) -> None:
+def _serve(asked: Connection, answer: Connection, shelf: Shelf, setup: Setup, ids: Sequence[int]) -> None:
     clients = Clients(setup, ids)
     while (question := asked.recv()) is not None:
         for client, data in clients.answers(*question):
-            answer.send_bytes(client.to_bytes(8, "big"))
-            answer.send_bytes(data)
-        answer.send_bytes(b"\xff" * 8)
+            if question[0] is Stage.MASKED_INPUT:
+                shelf.put(data)
+                answer.send((client, len(data)))
+            else:
+                answer.send((client, data))
+        answer.send((None, None))
     answer.send((clients.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 

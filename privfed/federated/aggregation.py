@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from privfed.federated.encoding import ONE, Encoding, FixedPointEncoding, IntegerCodec, IntegerEncoding
 from privfed.privacy.randomness import RandomSource
-from privfed.secagg import FixedPointCodec, SecureSum, Stage, arrives, ring
+from privfed.secagg import FixedPointCodec, SecureSum, Stage, arrives, packing
 
 Real = NDArray[np.float64]
 Vector = NDArray[Any]
@@ -232,6 +232,6 @@ class _RunningRingSum:
         stand_ins = dict.fromkeys(self._inputs.cohort, self._total[:1])
         survivors = self._secure_sum.sum(stand_ins, dropouts).survivors
         bits = self._encoding.codec.ring_bits
-        sent = {"input": ring.packed_bytes(len(self._total), bits) * len(survivors)}
+        sent = {"input": packing.packed_bytes(len(self._total), bits) * len(survivors)}
         seconds = {"input": self._seconds}
         return Aggregate(self._encoding.decode(self._total), survivors, {}, {}, sent, seconds, ring_bits=bits)

@@ -283,10 +283,10 @@ class Server:
 
     def _take_input(self, message: MaskedInput) -> None:
         vector, params = message.vector, self.params
-        if vector.bits != params.ring_bits or len(vector.values) != params.dimension:
+        if vector.bits != params.ring_bits or vector.length != params.dimension:
             raise MalformedMessageError(
                 f"input vector must be of {params.dimension} elements of {params.ring_bits} bits "
-                f"(got {len(vector.values)} of {vector.bits})",
+                f"(got {vector.length} of {vector.bits})",
                 offender=message.sender,
             )
         if message.included.keys() != self._neighbours[message.sender] & self._shares.keys():
@@ -299,7 +299,7 @@ class Server:
                 "MaskedInput does not carry its tag for this session", offender=message.sender
             )
         self._included[message.sender] = message.included
-        self._total += vector.values
+        vector.add_to(self._total)
         self._contributors.add(message.sender)
 
     def _take_signature(self, message: ConsistencySignature) -> None:

@@ -5,6 +5,7 @@ The server adds up the same holders' shares of many secrets, hence the split int
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 
@@ -40,16 +41,10 @@ def weights_at_zero(points: Sequence[int]) -> list[int]:
         ParameterError: Points are not distinct and in ``[1, PRIME)``.
     """
     _check_points(points)
-    numerators, denominators = [], []
-    for own in points:
-        numerator = denominator = 1
-        for other in points:
-            if other != own:
-                numerator = numerator * other % PRIME
-                denominator = denominator * (other - own) % PRIME
-        numerators.append(numerator)
-        denominators.append(denominator)
-    return [n * d % PRIME for n, d in zip(numerators, _invert_all(denominators), strict=True)]
+    product = _product(points)
+    # Each point stands in its own denominator once: what its own numerator lacks of the product of all.
+    denominators = [own * _product([other - own for other in points if other != own]) for own in points]
+    return [product * inverse % PRIME for inverse in _invert_all(denominators)]
 
 
 def interpolate(points: Sequence[int], values: Sequence[int], at: int) -> int:
@@ -62,11 +57,18 @@ def combine(weights: Sequence[int], shares: Sequence[int]) -> int:
     return sum(weight * share for weight, share in zip(weights, shares, strict=True)) % PRIME
 
 
+def _product(factors: Sequence[int]) -> int:
+    # Points are small, so reducing now and then is cheaper than at every step.
+    product = 1
+    for start in range(0, len(factors), 32):
+        product = product * math.prod(factors[start : start + 32]) % PRIME
+    return product
+
+
 def _evaluate(coefficients: Sequence[int], point: int) -> int:
     value = 0
     for coefficient in coefficients:
         value = value * point + coefficient
-        # Points are small, so reducing now and then is cheaper than at every step.
         if value.bit_length() > 1024:
             value %= PRIME
     return value % PRIME

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.secagg import ring, wire
+from privfed.secagg import packing, ring, wire
 from privfed.secagg.client import Client
 from privfed.secagg.errors import ParameterError, RoundAborted
 from privfed.secagg.identities import Directory, Identity
@@ -194,7 +194,7 @@ class RingSum:
             ring.reduce(vector, bits)
             total += vector
         ring.reduce(total, bits)
-        sent = {"input": ring.packed_bytes(len(total), bits) * len(uploads)}
+        sent = {"input": packing.packed_bytes(len(total), bits) * len(uploads)}
         return SumResult(total, tuple(uploads), uploads, sent, {"input": time.perf_counter() - started})
 
 

@@ -9,7 +9,7 @@ All integers are unsigned and big-endian, but those in ring vectors::
     list       = count:u32 item*
     ids        = list of id, strictly ascending
     map        = list of (id item), ids strictly ascending
-    vector     = ring_bits:u32 length:u32 plane*  (``privfed.secagg.ring``)
+    vector     = ring_bits:u32 length:u32 plane*  (``privfed.secagg.packing``)
 
 Lengths are checked against what is there before anything is allocated; what is left over is refused. A message
 that came from bytes keeps them: they are its one form, so nothing is written again to check what stands under it.
@@ -46,7 +46,8 @@ from privfed.secagg.messages import (
     UnmaskRequest,
     UnmaskShares,
 )
-from privfed.secagg.ring import MAX_BITS, MIN_BITS, RingVector, packed_bytes
+from privfed.secagg.packing import packed_bytes
+from privfed.secagg.ring import MAX_BITS, MIN_BITS, RingVector
 from privfed.secagg.shamir import PRIME
 
 MAGIC, VERSION = b"PFSA", 3
@@ -212,7 +213,7 @@ def _read_ids(reader: _Reader) -> tuple[int, ...]:
 def _write_vector(vector: RingVector) -> Iterator[Piece]:
     if not isinstance(vector, RingVector):
         raise ValueError("input vector must be a ring vector")
-    yield _U32.pack(vector.bits) + _U32.pack(len(vector.values))
+    yield _U32.pack(vector.bits) + _U32.pack(vector.length)
     yield vector.packed
 
 
@@ -231,21 +232,7 @@ def _read_vector(reader: _Reader) -> RingVector:
 _ID, _KEY, _DIGEST = (item.form() for item in (_ID_ITEM, _KEY_ITEM, _DIGEST_ITEM))
 _SIGNATURE, _TAG = _SIGNATURE_ITEM.form(), _TAG_ITEM.form()
 _IDS = _Form(_write_ids, _read_ids, lambda values: _U32.size + ID_BYTES * len(values))
-_VECTOR = _Form(_write_vector, _read_vector, lambda v: 2 * _U32.size + packed_bytes(len(v.values), v.bits))
-
-
-def _record(kind: type[Any], fields: Mapping[str, _Form]) -> _Form:
-    def write(value: Any) -> Iterator[Piece]:
-        for name, form in fields.items():
-            yield from form.write(getattr(value, name))
-
-    def read(reader: _Reader) -> Any:
-        return kind(**{name: form.read(reader) for name, form in fields.items()})
-
-    def size(value: Any) -> int:
-        return sum(form.size(getattr(value, name)) for name, form in fields.items())
-
-    return _Form(write, read, size)
+_VECTOR = _Form(_write_vector, _read_vector, lambda v: 2 * _U32.size + packed_bytes(v.length, v.bits))
 
 
 _ADVERTISEMENT = _struct_of(
@@ -294,7 +281,7 @@ _BYTES = "_wire_form"
 """Where a message that was decoded keeps what it was decoded from; a copy with another field has none."""
 
 _NUMBERS = {kind: number for number, kind in enumerate(_FIELDS, start=1)}
-_FORMS = {number: _record(kind, _FIELDS[kind]) for kind, number in _NUMBERS.items()}
+_KINDS = {number: kind for kind, number in _NUMBERS.items()}
 
 
 def encode(message: Message) -> bytes:
@@ -322,9 +309,10 @@ def decode(data: bytes | memoryview, *, peer: int | None) -> Message:
         magic, version, kind = HEADER.unpack(reader.take(HEADER.size))
         if magic != MAGIC or version != VERSION:
             raise _WireError(f"does not begin with {MAGIC!r} and version {VERSION}")
-        if kind not in _FORMS:
+        if kind not in _KINDS:
             raise _WireError(f"is of unknown kind {kind}")
-        message = cast(Message, _FORMS[kind].read(reader))
+        fields = {name: form.read(reader) for name, form in _FIELDS[_KINDS[kind]].items()}
+        message = cast(Message, _KINDS[kind](**fields))
         if reader.at != len(reader.data):
             raise _WireError(f"goes on for {len(reader.data) - reader.at} bytes after its end")
         vars(message)[_BYTES] = reader.data
@@ -352,7 +340,8 @@ def check_form(message: Message, *, peer: int | None) -> None:
 
 def size(message: Message) -> int:
     """Length in bytes of the wire form, without making it."""
-    return HEADER.size + _FORMS[_NUMBERS[type(message)]].size(message)
+    fields = _FIELDS[type(message)]
+    return HEADER.size + sum(form.size(getattr(message, name)) for name, form in fields.items())
 
 
 def digest_to_sign(message: ToServer) -> bytes:

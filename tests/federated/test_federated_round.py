@@ -18,7 +18,7 @@ from privfed.federated.streams import Streams
 from privfed.privacy.mechanisms import AdaptiveClipping, CentralGaussian, LocalGaussian, Mechanism, NoMechanism
 from privfed.privacy.randomness import SeededSource
 from privfed.secagg import FixedPointCodec, ProtocolSum, RingSum, SecureSum, Stage
-from privfed.secagg.ring import packed_bytes
+from privfed.secagg.packing import packed_bytes
 
 D = 12
 CLIENTS = tuple(range(8))

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privfed.secagg import FixedPointCodec, ProtocolSum, RingSum, Stage, ring
+from privfed.secagg import FixedPointCodec, ProtocolSum, RingSum, Stage, packing, ring
 from privfed.secagg.errors import InputError, ParameterError
-from privfed.secagg.ring import RingVector, dtype_of, packed_bytes
+from privfed.secagg.packing import packed_bytes
+from privfed.secagg.ring import RingVector, dtype_of
 
 WIDTHS = st.integers(8, 64)
 
@@ -29,17 +30,30 @@ def naive_pack(values: list[int], bits: int) -> bytes:
     return planes
 
 
-@settings(deadline=None, max_examples=200)
-@given(WIDTHS, st.integers(0, 40), st.integers(0, 2**32))
-def test_packing_is_the_naive_twins_and_comes_back(bits: int, length: int, seed: int) -> None:
+@pytest.mark.parametrize("block", [8, 24, packing.BLOCK])
+@settings(deadline=None, max_examples=100)
+@given(bits=WIDTHS, length=st.integers(0, 60), seed=st.integers(0, 2**32))
+def test_packing_is_the_naive_twins_and_comes_back(block: int, bits: int, length: int, seed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "BLOCK", block)
+        check_packing(bits, length, seed)
+
+
+def check_packing(bits: int, length: int, seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 2**bits, length, np.uint64).astype(dtype_of(bits))
     packed = bytes(RingVector(bits, values).packed)
     assert packed == naive_pack(values.tolist(), bits)
     assert len(packed) == packed_bytes(length, bits)
-    back = RingVector.unpack(bits, length, packed)
+    back, total = RingVector.unpack(bits, length, packed), values.copy()
+    back.add_to(total)
+    assert total.tolist() == (values + values).tolist()
     assert back.values.dtype == dtype_of(bits)
     assert (back.values == values).all()
+    assert not back.values.flags.writeable
     assert back.packed == packed
+    total = values.copy()
+    back.add_to(total)
+    assert total.tolist() == (values + values).tolist()
 
 
 def test_a_known_vector_of_26_bits() -> None:
@@ -59,6 +73,8 @@ def test_vectors_that_are_not_of_the_ring_are_refused() -> None:
         _ = RingVector(9, np.array([512], np.uint16)).packed
     with pytest.raises(ValueError, match="filled up with zeros"):
         RingVector.unpack(9, 1, b"\0\x02")
+    with pytest.raises(ValueError, match="filled up with zeros"):
+        RingVector.unpack(14, 2, b"\0\0\0\x10")  # 8 + 4 + 2 bits
 
 
 @settings(deadline=None, max_examples=200)
