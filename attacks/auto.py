@@ -29,7 +29,7 @@ from attacks.recursive_analytic import RecursiveAnalytic
 from attacks.sparse_decomposition import SparseDecomposition
 from attacks.tokens import Tokens
 from privfed.models.functional import Model, cross_entropy
-from privfed.transcript import Kind, Observation, Observer, View
+from privfed.transcript import Kind, Observation, Observer, Plan, View
 
 EXPLAINED = 1e-3
 """Share of the vector's length that verified examples may leave over, beside what the known noise explains."""
@@ -71,10 +71,10 @@ class Auto:
         tried: list[Attempt] = []
         best: tuple[float, Guess] | None = None
         evaluations, seeds = 0, rng.integers(2**63, size=16)
-        for number, attack in enumerate(self._candidates(view, seen)):
-            skipped = _skipped(attack, view.observer, seen)
-            if skipped is not None:
-                tried.append(Attempt(attack.name, skipped, 0.0, 0))
+        for number, attack in enumerate(self.candidates(view.model, view.plan, seen.kind)):
+            words = skipped(attack, view.observer, seen.kind)
+            if words is not None:
+                tried.append(Attempt(attack.name, words, 0.0, 0))
                 continue
             start = time.perf_counter()
             try:
@@ -85,8 +85,8 @@ class Auto:
             left, taken = unexplained(view, seen, guess)
             verified = is_verified(view, seen, attack.name, guess, left)
             evaluations += guess.evaluations + taken
-            words = None if verified else _doubt(guess, left)
-            tried.append(Attempt(attack.name, words, time.perf_counter() - start, guess.evaluations + taken))
+            doubt = None if verified else _doubt(guess, left)
+            tried.append(Attempt(attack.name, doubt, time.perf_counter() - start, guess.evaluations + taken))
             found = replace(guess, residual=left, fired=attack.name, assumed=attack.threat.assumptions)
             if best is None or left < best[0]:
                 best = (left, replace(found, verified=verified))
@@ -97,14 +97,14 @@ class Auto:
             raise NotInvertible("; ".join(f"{one.attack}: {one.failure}" for one in tried))
         return replace(best[1], evaluations=evaluations, tried=tuple(tried))
 
-    def _candidates(self, view: View, seen: Observation) -> Sequence[Attack]:
-        """By cost."""
-        if view.model.embedding is not None:
+    def candidates(self, model: Model, plan: Plan, kind: Kind) -> Sequence[Attack]:
+        """What may suit such a vector, by cost."""
+        if model.embedding is not None:
             # The search in [0, 1] has nothing to say about tokens.
             return Dager(), Tokens()
-        batch, steps = view.plan.batch_size, view.plan.local_steps or view.plan.local_epochs
+        batch, steps = plan.batch_size, plan.local_steps or plan.local_epochs
         matching: list[Attack] = [GradientMatching(self.iterations)]
-        if seen.kind is Kind.CLIENT_UPDATE and steps == 1 and 1 < batch <= LARGEST_BATCH:
+        if kind is Kind.CLIENT_UPDATE and steps == 1 and 1 < batch <= LARGEST_BATCH:
             matching.append(GradientMatching(self.iterations, batch=batch))
         if steps > 1:
             matching.append(LocalTraining(self.iterations))
@@ -112,13 +112,13 @@ class Auto:
         return *exact, Imprint(), ModelInconsistency(), *matching
 
 
-def _skipped(attack: Attack, observer: Observer, seen: Observation) -> str | None:
+def skipped(attack: Attack, observer: Observer, kind: Kind) -> str | None:
     """Why an attack is not even tried, in words."""
     if isinstance(attack, Imprint | ModelInconsistency):
         return CRAFTED
     if observer not in attack.threat.observers:
         return f"is no attack of {observer.value}"
-    if isinstance(attack, GradientMatching | LocalTraining) and seen.kind is Kind.MASKED_UPLOAD:
+    if isinstance(attack, GradientMatching | LocalTraining) and kind is Kind.MASKED_UPLOAD:
         return "a search through gradients has nothing to match in a vector that its mask made uniform"
     return None
 

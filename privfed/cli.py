@@ -6,13 +6,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from privfed import __version__
 from privfed.cli_accounting import AsJson, account, calibrate, print_json
-from privfed.errors import PrivFedError
+from privfed.errors import PrivFedError, SettingError
+
+if TYPE_CHECKING:
+    from privfed.console import Console
 
 app = typer.Typer(
     name="privfed",
@@ -88,13 +91,20 @@ def attack(
             "--attack",
             help="An attack's name; auto: cheapest first, until one verifies itself; all: those of the settings.",
         ),
-    ] = "all",
+    ] = "auto",
     targets: Annotated[int | None, typer.Option(min=1, help="Observations attacked for each observer.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the run and attack.json.")] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(metavar="defences", help="Cross the attacks with defences, from the server's side."),
+    ] = None,
+    time: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Of a grid: begin no further cell after these.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run and attack.json, or for the grid.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     as_json: AsJson = False,
 ) -> None:
-    """Train, and attack what an observer saw of the training's own rounds."""
+    """Train, and attack what an observer saw of the training's own rounds; or cross attacks with defences."""
     changes = [*overrides]
     if method != "all":
         changes.append(f'attacks.methods=["{method}"]')
@@ -102,9 +112,15 @@ def attack(
         changes.append(f"attacks.targets={targets}")
     settings = _settings(experiment, changes)
     from privfed.console import Console
-    from privfed.runs import run_attack
 
     console = Console(quiet=as_json)
+    if grid is not None:
+        _attack_grid(settings, grid, observer, out, console, time)
+        return
+    if time is not None:
+        raise SettingError("goes with --grid", where="--time", value=time, remedy="Remove it")
+    from privfed.runs import run_attack
+
     found = run_attack(settings, observer, out, console)
     if as_json:
         print_json(found)
@@ -112,6 +128,22 @@ def attack(
         console.attacks(found["summary"])
         if out:
             console.path("outcomes", out / "attack.json")
+
+
+def _attack_grid(
+    settings: Any, grid: str, observer: str, out: Path | None, console: Console, seconds: float | None
+) -> None:
+    if grid != "defences":
+        raise SettingError("no such grid", where="--grid", value=grid, remedy="Known: defences")
+    if observer not in ("all", "server"):
+        raise SettingError("the grid is of the server's view", where="--observer", value=observer)
+    from privfed.defences.run import run_grid, show_grid
+
+    found = run_grid(settings, out, console, seconds=seconds)
+    if console.quiet:
+        print_json(found)
+    else:
+        show_grid(found, out, console)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +26,13 @@ class Console:
     """Progress goes to standard error, results to standard output; ``quiet`` keeps both to the caller."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self._quiet = quiet
+        self.quiet = quiet
         self._out = RichConsole(file=sys.stdout, highlight=False)
         self._err = RichConsole(file=sys.stderr, highlight=False)
 
     def say(self, text: str) -> None:
         """One line about what comes next."""
-        if not self._quiet:
+        if not self.quiet:
             self._err.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
@@ -41,7 +42,7 @@ class Console:
         ``done`` of the ``steps`` are behind already. Yields a function to call after each step, with a few
         words on how it stands.
         """
-        if self._quiet:
+        if self.quiet:
             yield lambda _: None
         elif not self._err.is_terminal:
             yield self._plain(title, steps, done)
@@ -58,11 +59,14 @@ class Console:
                 yield lambda state: bar.update(task, advance=1, state=state)
 
     def _plain(self, title: str, steps: int, done: int) -> Advance:
+        started, before = time.monotonic(), done
+
         def advance(state: str) -> None:
             nonlocal done
             done += 1
             if done == steps or done % max(1, steps // PLAIN_LINES) == 0:
-                self.say(f"{title} {done}/{steps}  {state}")
+                left = (time.monotonic() - started) / (done - before) * (steps - done)
+                self.say(f"{title} {done}/{steps}, about {left:.0f} s to go  {state}")
 
         return advance
 

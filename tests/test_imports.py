@@ -21,6 +21,7 @@ EVERYBODY = (
     "privfed.cli_accounting",
     "privfed.sweep",
     "privfed.audited",
+    "privfed.defences",
     "privfed.experiment",
     "privfed.runs",
     "privfed.exposure",

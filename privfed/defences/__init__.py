@@ -1,0 +1,1 @@
+"""Attacks crossed with defences: ``privfed attack EXPERIMENT --grid defences``."""

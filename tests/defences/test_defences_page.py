@@ -1,0 +1,81 @@
+"""The page: well formed, self-contained, without a script, whatever the experiment's name is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from synthetic import cells, grid
+
+from privfed.defences.figures import DECIBELS, SHARES, psnr_figure
+from privfed.defences.page import render_grid
+from privfed.defences.record import Grid
+
+VOID = {"meta", "link", "br", "wbr", "img"}
+
+
+class Checked(HTMLParser):
+    """Notes tags, and that each is closed in turn."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def found() -> Grid:
+    return grid(cells(one=20.0, two=None))
+
+
+def test_well_formed_with_unique_ids_and_nothing_from_elsewhere(found: Grid) -> None:
+    html = render_grid(found)
+    parsed = Checked(html)
+    assert parsed.stack == []
+    ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert "<script" not in html
+    assert "default-src 'none'" in html
+    for tag, attributes in parsed.tags:
+        for name in ("src", "href", "action"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#")), (tag, attributes)
+        if tag == "img":
+            assert attributes["alt"]
+
+
+def test_an_unfinished_grid_says_so_and_hatches_what_is_missing(found: Grid) -> None:
+    assert "Partial." in render_grid(found)
+    drawing = str(psnr_figure(found).drawing)
+    assert drawing.count('class="bar endless"') == 2  # the attack on the second line, and its strongest
+    assert "noise: not finished" in drawing
+
+
+def test_what_is_drawn_is_also_said(found: Grid) -> None:
+    drawing = str(psnr_figure(found).drawing)
+    assert re.search(r"<desc[^>]*>.*none: 20.*</desc>", drawing)
+
+
+def test_shades_rise_with_the_leak() -> None:
+    assert list(DECIBELS) == sorted(DECIBELS)
+    assert list(SHARES) == sorted(SHARES)
+
+
+def test_a_hostile_name_stays_text(found: Grid) -> None:
+    html = render_grid(replace(found, name='"><script>alert(1)</script>'))
+    assert "<script" not in html
+    Checked(html)
