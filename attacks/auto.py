@@ -9,12 +9,12 @@ depend on their number may vouch for themselves. There is no truth in either.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from attacks.base import Attack, Attempt, Guess, NotInvertible, ThreatModel
@@ -37,6 +37,8 @@ TRUSTED_NOISE = 0.1
 """Share of noise in the vector's length above which nothing is verified: it would explain too much."""
 STEP_PROOF = ("dense_layer", "sparse_decomposition")
 """Attacks whose own check holds after several local steps as well."""
+RANK = 1e-13
+"""Eigenvalues of the gradients' products below this share of the largest are rounding."""
 MOST_GRADIENTS = 256
 """Gradients taken to verify one guess."""
 LARGEST_BATCH = 8
@@ -147,29 +149,43 @@ def unexplained(view: View, seen: Observation, guess: Guess) -> tuple[float, int
         pairs = list(zip(guess.images, guess.labels.tolist(), strict=True))
     else:
         pairs = [(image, label) for image in guess.images for label in range(classes)]
-    columns = np.stack([_gradient(view.model, seen, image, label) for image, label in pairs])
+    gradients = _gradients(view.model)
+    weights = np.asarray(seen.weights, np.float64)
+    columns = np.stack([gradients(weights, image[None], label).numpy() for image, label in pairs])
     lengths = np.linalg.norm(columns, axis=1)
     columns = columns[lengths > 0] / lengths[lengths > 0, None]
     if not len(columns) or not np.isfinite(columns).all():
         return 1.0, len(pairs)
     observed = estimate_gradient(seen, view.plan).vector
     observed = observed / np.linalg.norm(observed)
-    # The same problem in as few rows as there are gradients: Q is orthonormal, and what it misses is left over.
-    q, r = np.linalg.qr(columns.T)
-    weights, _ = nnls(r, q.T @ observed, maxiter=50 * len(columns))
-    return float(np.linalg.norm(observed - columns.T @ weights)), len(pairs)
+    # The same problem in as few rows as there are gradients. Alike ones leave no Cholesky factor: hence the roots.
+    values, vectors = np.linalg.eigh(columns @ columns.T)
+    roots = np.sqrt(np.maximum(values, RANK * values[-1]))
+    shares, _ = nnls((vectors * roots).T, (vectors / roots).T @ (columns @ observed), maxiter=50 * len(columns))
+    return float(np.linalg.norm(observed - columns.T @ shares)), len(pairs)
 
 
-def _gradient(model: Model, seen: Observation, image: NDArray[np.float64], label: int) -> NDArray[np.float64]:
-    """Of the loss of one example, ``[d]``."""
+@lru_cache(maxsize=8)
+def _gradients(model: Model) -> Callable[..., Any]:
+    """``(weights [d], one image, its label) -> gradient [d]`` of that example's loss, traced once."""
     import tensorflow as tf
 
-    variables = [tf.constant(np.asarray(part, np.float64)) for part in model.unflatten(seen.weights)]
-    with tf.GradientTape() as tape:
-        tape.watch(variables)
-        loss = cross_entropy(model.logits(variables, tf.constant(image[None])), tf.constant([label], tf.int64))
-    gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
-    return np.concatenate([tf.convert_to_tensor(part).numpy().reshape(-1) for part in gradients])
+    def gradient(weights: Any, image: Any, label: Any) -> Any:
+        variables = model.unflatten(weights)
+        with tf.GradientTape() as tape:
+            tape.watch(variables)
+            loss = cross_entropy(model.logits(variables, image), label[None])
+        parts = tape.gradient(loss, variables, unconnected_gradients="zero")
+        return tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
+
+    vector, image = (
+        tf.TensorSpec([model.dimension], tf.float64),
+        tf.TensorSpec([1, *model.input_shape], tf.float64),
+    )
+    traced: Callable[..., Any] = tf.function(
+        gradient, input_signature=[vector, image, tf.TensorSpec([], tf.int64)]
+    )
+    return traced
 
 
 def _doubt(guess: Guess, left: float) -> str:

@@ -71,8 +71,8 @@ def _heat_map(
         first, _, rest = words(attack).partition(" ")
         middle = NAMES + width * (i + 0.5)
         parts += [
-            svg.text((middle, HEAD - 28), first, "tick mid"),
-            svg.text((middle, HEAD - 12), rest, "tick mid"),
+            svg.text((middle, HEAD - 28), first, "head"),
+            svg.text((middle, HEAD - 12), rest, "head"),
         ]
     y, family, said = HEAD, grid.lines[0].defence.family, []
     for line in grid.lines:
