@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from privfed.config import Contradiction, Settings
+from privfed.config import Settings
+from privfed.contradictions import Contradiction
 from privfed.errors import SettingError
 
 if sys.version_info >= (3, 11):
