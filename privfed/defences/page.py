@@ -11,7 +11,7 @@ from privfed.defences.figures import identification_figure, margin_words, psnr_f
 from privfed.defences.record import STRONGEST, Grid
 from privfed.report import numbers
 from privfed.report.environment import page_environment
-from privfed.report.figures import HATCH
+from privfed.report.figures.exposure import HATCH
 from privfed.report.selection import flat_settings
 
 VERDICTS = {
