@@ -10,6 +10,8 @@ from privfed.report.selection import margin
 
 MAX_ROWS = 6
 MAX_STEPS = 6
+BUDGET = 500_000
+"""Characters of images in all ladders together, of 2 MB for the page."""
 UNDEFENDED = "none"
 
 
@@ -49,7 +51,8 @@ class Ladder:
 
 def ladders(attacks: Sequence[AttackEvidence]) -> list[Ladder]:
     """One for each workload that was attacked undefended and behind two defences at least, with pictures."""
-    found = []
+    found: list[Ladder] = []
+    left = BUDGET
     for workload in dict.fromkeys(attack.workload for attack in attacks):
         of_it = [attack for attack in attacks if attack.workload == workload]
         by_defence: dict[str, list[AttackEvidence]] = {}
@@ -57,10 +60,21 @@ def ladders(attacks: Sequence[AttackEvidence]) -> list[Ladder]:
             by_defence.setdefault(attack.defence, []).append(attack)
         originals = list(_best(by_defence.get(UNDEFENDED, [])))
         if originals and len(by_defence) > 2:
-            rows = tuple(originals[:MAX_ROWS])
-            steps = [_step(name, tried, rows) for name, tried in list(by_defence.items())[:MAX_STEPS]]
-            found.append(Ladder(workload, rows, tuple(steps), len(originals)))
+            for count in range(min(MAX_ROWS, len(originals)), 0, -1):  # as many rows as the page has room for
+                rows = tuple(originals[:count])
+                steps = tuple(_step(name, tried, rows) for name, tried in [*by_defence.items()][:MAX_STEPS])
+                cost = _characters(rows, steps)
+                if cost <= left:
+                    left -= cost
+                    found.append(Ladder(workload, rows, steps, len(originals)))
+                    break
     return found
+
+
+def _characters(rows: Sequence[str], steps: Sequence[Step]) -> int:
+    cells = sum(len(cell.reconstruction or "") for step in steps for cell in step.cells if cell is not None)
+    whole = sum(len(a.original or "") + len(a.reconstruction or "") for step in steps for a in step.whole)
+    return sum(map(len, rows)) + cells + whole
 
 
 def _step(defence: str, tried: Sequence[AttackEvidence], rows: Sequence[str]) -> Step:

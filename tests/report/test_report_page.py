@@ -29,6 +29,7 @@ from report_sample import (
 
 from privfed.audit import evidence as ev
 from privfed.report import render_html
+from privfed.report.ladder import ladders
 from privfed.report.page import LEVELS
 
 LIMIT = 2_000_000
@@ -327,13 +328,19 @@ def test_ten_thousand_rounds_and_many_images_stay_small_and_say_so() -> None:
         )
         for i in range(1500)
     ]
+    probes = [
+        attack(1, observer="server", workload="probe", defence=f"defence {i % 6}" if i % 6 else "none").model_copy(
+            update={"original": noise[i % 4], "reconstruction": noise[1], "contributors": 1.0}
+        )
+        for i in range(240)
+    ]
     long = "word " * 100_000
     evidence = sample(
         rounds=[round_evidence(n, 10_000) for n in range(1, 10_001)],
         accuracy=sample().accuracy.model_copy(
             update={"protected": tuple(accuracy_points(10_000, 0.9, 5)), "unprotected": ()}
         ),
-        attacks=many,
+        attacks=[*many, *probes],
         limits=[long] * 3,
         run=run(settings={f"key {i}": long for i in range(1000)}),
     )
@@ -343,8 +350,8 @@ def test_ten_thousand_rounds_and_many_images_stay_small_and_say_so() -> None:
     for words in (
         "Shown: 200 of 10,000 rounds",
         "Shown: 400 of 10,000 rounds",
-        "Shown: 120 of 1,500 attacks",
-        "Shown: 24 of 30 groups of attacks, those that got most",
+        "Shown: 120 of 1,740 attacks",
+        "Shown: 24 of 36 groups of attacks, those that got most",
         "Shown: 300 of 1,000 settings",
         "of 50 reconstructions, the best for the attacker first",
     ):
@@ -378,3 +385,41 @@ def test_attacks_on_text_show_the_scores_of_text() -> None:
     read = failed_attack("server").model_copy(update={"failure": None, "text": scores})
     html = render_html(sample(attacks=[read]))
     assert "tokens 0.988 (F1 of the set), in their places 0.5, whole sequences 0.25, ROUGE-L 0.65" in html
+
+
+def test_a_ladder_shows_the_same_examples_behind_each_defence() -> None:
+    probes = [
+        attack(i, observer="server", workload="probe", defence=defence, contributors=1.0)
+        for defence in ("none", "clip")
+        for i in range(3)
+    ]
+    summed = attack(2, observer="server", workload="probe", defence="clip, sum", contributors=54.0)
+    assert ladders(probes) == []  # one defence is no ladder
+    (ladder,) = ladders([*probes, summed])
+    assert [step.defence for step in ladder.steps] == ["none", "clip", "clip, sum"]
+    assert list(ladder.originals) == [a.original for a in probes[:3]]
+    for step in ladder.steps[:2]:
+        assert [cell.original if cell else None for cell in step.cells] == list(ladder.originals)
+    assert ladder.steps[2].cells == ()
+    assert ladder.steps[2].whole == (summed,)
+    page = Page(render_html(sample(attacks=[*probes, summed])))
+    (table,) = page.all("table", class_="ladder")
+    assert "54 examples are in one vector" in table["text"]
+    assert page.all("td", class_="together")[0]["attrs"]["rowspan"] == "3"
+
+
+def test_a_ladder_too_large_for_the_page_has_fewer_rows() -> None:
+    rng = np.random.default_rng(3)
+    pictures = [ev.png(rng.random((100, 100, 3))) for _ in range(6)]
+    probes = [
+        attack(
+            1, observer="server", workload="probe", defence=defence, contributors=1.0, original=p, reconstruction=p
+        )
+        for defence in ("none", "clip", "noise")
+        for p in pictures
+    ]
+    (ladder,) = ladders(probes)
+    assert 0 < len(ladder.originals) < 6
+    assert f"Shown: {len(ladder.originals)} of 6 examples" in render_html(sample(attacks=probes))
+    huge = ev.png(rng.random((500, 500, 3)))
+    assert ladders([a.model_copy(update={"original": huge}) for a in probes]) == []

@@ -12,7 +12,7 @@ from privfed.audit.evidence import Accounting, SweepEvidence
 from privfed.report import svg
 from privfed.report.figures.base import PLOT_X, PLOT_Y, Figure, curves
 from privfed.report.numbers import count, epsilon, percent, power
-from privfed.report.selection import evenly, selection_note, shortened
+from privfed.report.selection import FIGURE_POINTS, evenly, selection_note, shortened
 
 SWEEP_POINTS = 60
 COLUMN = 64.0
@@ -47,6 +47,7 @@ def delta_figure(accounting: Accounting) -> Figure:
     x = svg.Axis(x.low, x.high, x.start, x.end, tuple(evenly(x.ticks, 5)), x.label, logarithmic=True)
     y = svg.axis(0, max(value for _, value in points), PLOT_Y, epsilon)
     parts = svg.frame(x, y, "δ", "ε")
+    points = evenly(points, FIGURE_POINTS)
     places = [(x.place(delta), y.place(value)) for delta, value in points]
     parts.append(svg.path(places, "curve first"))
     own = accounting.delta

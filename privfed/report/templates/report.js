@@ -1,5 +1,12 @@
 for (const pair of document.querySelectorAll(".ladder-pair")) {
-  const [before, after] = pair.querySelectorAll("img");
+  const after = pair.querySelector("img:not(.under)");
+  if (!pair.querySelector(".under")) {
+    const before = document.createElement("img");
+    before.className = "under";
+    before.alt = "";
+    before.src = pair.closest("tr").querySelector("th img").src;
+    pair.prepend(before);
+  }
   const range = document.createElement("input");
   range.type = "range";
   range.min = 0;
