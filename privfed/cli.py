@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privfed import __version__
-from privfed.cli_accounting import AsJson, account, calibrate, print_json
+from privfed.cli_accounting import AsJson, account, calibrate, print_json, with_plan
 from privfed.errors import PrivFedError, SettingError
 
 if TYPE_CHECKING:
@@ -211,8 +211,8 @@ def tune(
         raise typer.Exit(1)
 
 
-app.command()(account)
-app.command()(calibrate)
+app.command()(with_plan(account))
+app.command()(with_plan(calibrate))
 
 
 @app.command()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -37,109 +40,55 @@ class MechanismName(str, Enum):
     DP_SGD = "dp_sgd"
 
 
-SamplingOption = Annotated[Sampling, typer.Option(help="How each round's cohort is drawn.")]
-MechanismOption = Annotated[MechanismName, typer.Option("--mechanism", help="Who adds which noise.")]
-Rate = Annotated[float | None, typer.Option(help="Of poisson: chance of each client to take part in a round.")]
-Size = Annotated[int | None, typer.Option(help="Of fixed and round_robin: clients in a round.")]
-Clients = Annotated[int | None, typer.Option(help="Clients in all. Poisson with central noise does not need it.")]
-Rounds = Annotated[int, typer.Option(help="Rounds of training.")]
-Delta = Annotated[float, typer.Option(help="δ of the guarantee.")]
-Dimension = Annotated[int | None, typer.Option(help="Of integer noise: weights of the model.")]
-Bands = Annotated[int | None, typer.Option(help="Of banded noise: rounds over which it is correlated.")]
-ExampleRate = Annotated[float | None, typer.Option(help="Of dp_sgd: chance of each example to be in a step.")]
-LocalSteps = Annotated[int | None, typer.Option(help="Of dp_sgd: steps of a client in a round.")]
-ClipNorm = Annotated[float, typer.Option(help="Of integer noise: L2 bound of an update.")]
-RingBits = Annotated[int, typer.Option(help="Of integer noise: width of the ring.")]
-Dropout = Annotated[float, typer.Option(help="Share of sampled clients that vanish, whose noise is missing.")]
-Colluders = Annotated[int, typer.Option(help="Clients that tell the server what they know.")]
-
-
 def account(
+    plan: PrivacyPlan,
     noise_multiplier: Annotated[
         float,
         typer.Option(
             help="Noise drawn in a round, over the clip norm (tree: a node; local: a client; dp_sgd: a step)."
         ),
     ],
-    sampling: SamplingOption,
-    rounds: Rounds,
-    delta: Delta,
-    mechanism: MechanismOption = MechanismName.GAUSSIAN,
-    rate: Rate = None,
-    size: Size = None,
-    clients: Clients = None,
-    dimension: Dimension = None,
-    bands: Bands = None,
-    example_rate: ExampleRate = None,
-    local_steps: LocalSteps = None,
-    clip_norm: ClipNorm = 1.0,
-    ring_bits: RingBits = 32,
-    dropout: Dropout = 0.0,
-    colluders: Colluders = 0,
     as_json: AsJson = False,
 ) -> None:
     """State the ε of a training by observer, and all that it depends on."""
-    plan = _plan(
-        mechanism,
-        sampling,
-        rounds,
-        delta,
-        rate=rate,
-        size=size,
-        clients=clients,
-        dimension=dimension,
-        bands=bands,
-        example_rate=example_rate,
-        local_steps=local_steps,
-        clip_norm=clip_norm,
-        ring_bits=ring_bits,
-        dropout=dropout,
-        colluders=colluders,
-    )
     _print_guarantees(plan, noise_multiplier, as_json)
 
 
 def calibrate(
+    plan: PrivacyPlan,
     epsilon: Annotated[float, typer.Option(help="Target ε.")],
-    sampling: SamplingOption,
-    rounds: Rounds,
-    delta: Delta,
-    mechanism: MechanismOption = MechanismName.GAUSSIAN,
-    rate: Rate = None,
-    size: Size = None,
-    clients: Clients = None,
-    dimension: Dimension = None,
-    bands: Bands = None,
-    example_rate: ExampleRate = None,
-    local_steps: LocalSteps = None,
-    clip_norm: ClipNorm = 1.0,
-    ring_bits: RingBits = 32,
-    dropout: Dropout = 0.0,
-    colluders: Colluders = 0,
     against: Annotated[
         str, typer.Option(help="Observer that the target is meant against; protected: the worst of the protected.")
     ] = "protected",
     as_json: AsJson = False,
 ) -> None:
     """Find the smallest noise multiplier whose ε is within a target."""
-    plan = _plan(
-        mechanism,
-        sampling,
-        rounds,
-        delta,
-        rate=rate,
-        size=size,
-        clients=clients,
-        dimension=dimension,
-        bands=bands,
-        example_rate=example_rate,
-        local_steps=local_steps,
-        clip_norm=clip_norm,
-        ring_bits=ring_bits,
-        dropout=dropout,
-        colluders=colluders,
-    )
     _print_guarantees(plan, plan.calibrate(epsilon, against), as_json)
+
+
+def with_plan(command: Callable[..., None]) -> Callable[..., None]:
+    """The command for typer: in place of its parameter ``plan`` it takes the options that a plan is made of."""
+    of_plan, own = _parameters(_plan), _parameters(command)
+    del own["plan"]
+
+    @wraps(command)
+    def run(**options: Any) -> None:
+        command(_plan(**{name: options.pop(name) for name in of_plan}), **options)
+
+    # Typer reads both. Options without a default are those that must be given, and come first.
+    parameters = sorted([*own.values(), *of_plan.values()], key=lambda p: p.default is not p.empty)
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # inspect honours it
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
+    # The plan's type is not there at run time: its module takes a second to import.
+    hints = get_type_hints(function, localns={"PrivacyPlan": Any}, include_extras=True)
+    return {
+        name: p.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name])
+        for name, p in signature(function).parameters.items()
+    }
 
 
 def print_json(value: Any) -> None:
@@ -157,20 +106,34 @@ def _finite(value: Any) -> Any:
 
 
 def _plan(
-    mechanism: MechanismName,
-    sampling: Sampling,
-    rounds: int,
-    delta: float,
     *,
-    rate: float | None,
-    size: int | None,
-    clients: int | None,
-    dimension: int | None,
-    dropout: float,
-    example_rate: float | None,
-    local_steps: int | None,
-    **others: Any,
+    sampling: Annotated[Sampling, typer.Option(help="How each round's cohort is drawn.")],
+    rounds: Annotated[int, typer.Option(help="Rounds of training.")],
+    delta: Annotated[float, typer.Option(help="δ of the guarantee.")],
+    mechanism: Annotated[
+        MechanismName, typer.Option("--mechanism", help="Who adds which noise.")
+    ] = MechanismName.GAUSSIAN,
+    rate: Annotated[
+        float | None, typer.Option(help="Of poisson: chance of each client to take part in a round.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Of fixed and round_robin: clients in a round.")] = None,
+    clients: Annotated[
+        int | None, typer.Option(help="Clients in all. Poisson with central noise does not need it.")
+    ] = None,
+    dimension: Annotated[int | None, typer.Option(help="Of integer noise: weights of the model.")] = None,
+    bands: Annotated[int | None, typer.Option(help="Of banded noise: rounds over which it is correlated.")] = None,
+    example_rate: Annotated[
+        float | None, typer.Option(help="Of dp_sgd: chance of each example to be in a step.")
+    ] = None,
+    local_steps: Annotated[int | None, typer.Option(help="Of dp_sgd: steps of a client in a round.")] = None,
+    clip_norm: Annotated[float, typer.Option(help="Of integer noise: L2 bound of an update.")] = 1.0,
+    ring_bits: Annotated[int, typer.Option(help="Of integer noise: width of the ring.")] = 32,
+    dropout: Annotated[
+        float, typer.Option(help="Share of sampled clients that vanish, whose noise is missing.")
+    ] = 0.0,
+    colluders: Annotated[int, typer.Option(help="Clients that tell the server what they know.")] = 0,
 ) -> PrivacyPlan:
+    """The training that the options describe."""
     from privfed.errors import SettingError
     from privfed.privacy.plan import DISTRIBUTED, PrivacyPlan
 
@@ -198,7 +161,10 @@ def _plan(
         dropout=dropout,
         example_rate=1.0 if example_rate is None else example_rate,
         local_steps=1 if local_steps is None else local_steps,
-        **others,
+        bands=bands,
+        clip_norm=clip_norm,
+        ring_bits=ring_bits,
+        colluders=colluders,
     )
 
 
