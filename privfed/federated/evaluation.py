@@ -27,18 +27,27 @@ def per_example_losses(
 ) -> Callable[[Vector, NDArray[np.float32], NDArray[np.int32]], tuple[NDArray[np.float64], NDArray[np.bool_]]]:
     """A function ``(weights [d], x [n, …], y [n]) -> (losses [n], right answers [n])``, traced once."""
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None]),
+            tf.TensorSpec([None, *model.input_shape]),
+            tf.TensorSpec([None], tf.int32),
+        ]
+    )
     def batch(weights, x, y):  # type: ignore[no-untyped-def]  # TensorFlow traces it; its types are tensors'
         logits = model.logits(model.unflatten(weights), x)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
         return loss, tf.equal(tf.argmax(logits, 1, tf.int32), y)
+
+    # Of a function TensorFlow would say, after many trainings in one process, that it is traced too often.
+    concrete = batch.get_concrete_function()
 
     def evaluate(
         weights: Vector, x: NDArray[np.float32], y: NDArray[np.int32]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         vector = tf.constant(weights)
         parts = [
-            batch(vector, tf.constant(x[i : i + BATCH]), tf.constant(y[i : i + BATCH]))
+            concrete(vector, tf.constant(x[i : i + BATCH]), tf.constant(y[i : i + BATCH]))
             for i in range(0, len(y), BATCH)
         ]
         losses = np.concatenate([part[0].numpy() for part in parts] or [np.zeros(0)])
