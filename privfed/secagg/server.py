@@ -196,10 +196,20 @@ class Server:
             try:
                 self._unmask()
             except CorruptShareError:
-                self._abort()
+                self.abort()
                 raise
         self._state = following
         return outgoing
+
+    def abort(self) -> None:
+        """Give up, whatever the reason: there is no sum, and what came for it is forgotten.
+
+        Raises:
+            IllegalEventError: The session is over.
+        """
+        self._state = after_step(self._state, Step.ABORT)
+        self._channels, self._reveals = {}, {}
+        self._total = np.zeros_like(self._total)
 
     def _rosters(self) -> dict[int, ToClient]:
         """Draw the graph, and tell every client that advertised what its neighbours did."""
@@ -228,7 +238,7 @@ class Server:
             # In a complete graph every holder holds everything, and the fewest are all of them.
             left = min((len(self._holders(owner, arrived)) for owner in owners), default=left)
         if left < self.params.threshold:
-            self._abort()
+            self.abort()
             raise RoundAborted(stage, left, self.params.threshold)
 
     def _holders(self, owner: int, among: Set[int]) -> Set[int]:
@@ -372,11 +382,6 @@ class Server:
         shares = {holder: self._reveals[holder].key_shares[owner] for holder in holders}
         private = recovery.recover(owner, shares, is_right, "mask key")
         return KeyPair.from_private_bytes(private)
-
-    def _abort(self) -> None:
-        self._state = after_step(self._state, Step.ABORT)
-        self._reveals = {}
-        self._total = np.zeros_like(self._total)
 
     def _require_done(self) -> None:
         if self._state is not ServerState.DONE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -9,7 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privfed.secagg import Client, Directory, Identity, SecAggParams, Server, SessionsInMemory, Stage, majority
+from privfed.secagg import (
+    Client,
+    ClientState,
+    Directory,
+    Identity,
+    SecAggParams,
+    Server,
+    ServerState,
+    SessionsInMemory,
+    Stage,
+    majority,
+)
+from privfed.secagg.errors import IllegalEventError, UnexpectedMessageError
 from privfed.secagg.messages import (
     AdvertiseKeys,
     ConsistencySignature,
@@ -152,9 +165,30 @@ def _refused(
         (deliver or machine.receive)(message)
     assert caught.value.offender == offender
     assert snapshot(machine) == before
+    gives_up(copy.copy(machine))
+    assert snapshot(machine) == before
+
+
+def gives_up(machine: Client | Server) -> None:
+    """An abort after the refusal: it is over, nothing more is answered, and no secret is left to be revealed."""
+    if machine.state is not ClientState.ABORTED:
+        machine.abort()
+    if isinstance(machine, Client):
+        assert machine.state is ClientState.ABORTED
+        assert not {"_seed", "_mask_pair", "_channel_pair", "_input_key"} & vars(machine).keys()
+        assert not machine._held
+        assert not machine._inbound_keys
+        with pytest.raises(UnexpectedMessageError):
+            machine.receive(SurvivorList(()))
+    else:
+        assert machine.state is ServerState.ABORTED
+        assert not machine._reveals
+        assert not machine._total.any()
+        with pytest.raises(IllegalEventError):
+            _ = machine.total
 
 
 @pytest.fixture
 def refused() -> Callable[..., None]:
-    """``refused(machine, message, error, match, offender)``: refused by name, and nothing has changed."""
+    """``refused(machine, message, error, match, offender)``: by name, nothing has changed, an abort ends it."""
     return _refused
