@@ -1,5 +1,5 @@
 # Every target sets up what it needs. The only requirements are Python 3.10 or 3.11, git and make.
-.PHONY: demo verify-demo test test-slow fuzz coverage check format lock setup clean
+.PHONY: demo demo-network verify-demo test test-slow fuzz coverage check format lock setup clean
 
 # A uv on the PATH is used; otherwise one is put into .tools, next to nothing of the system's.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/uv)
@@ -11,6 +11,9 @@ FUZZ_SECONDS ?= 15
 demo: setup            ## train, attack, account and report on bundled handwritten digits
 	rm -rf reports/digits
 	$(RUN) privfed audit examples/digits.toml --out reports/digits
+
+demo-network: setup    ## a server and 20 client processes on loopback, two of them killed; the same in simulation
+	$(RUN) python scripts/demo_network.py --out reports/network
 
 verify-demo: setup     ## recompute what the demo's report claims
 	$(RUN) privfed verify reports/digits

@@ -12,6 +12,8 @@ import typer
 
 from privfed import __version__
 from privfed.cli_accounting import AsJson, account, calibrate, print_json, with_plan
+from privfed.cli_network import join, serve
+from privfed.cli_pki import pki
 from privfed.errors import PrivFedError, SettingError
 
 if TYPE_CHECKING:
@@ -42,8 +44,13 @@ Jobs = Annotated[int, typer.Option(min=1, max=64, help="Trials beside each other
 
 @app.command()
 def audit(
-    experiment: Experiment,
-    out: Out,
+    experiment: Annotated[
+        Path,
+        typer.Argument(help="The experiment: a TOML file; or the folder of its run.", metavar="EXPERIMENT|DIR"),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the run's files: new, empty, or of the same run.")
+    ] = None,
     sweep: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="A sweep or tuning on the same clients, to show and to charge."),
@@ -52,7 +59,14 @@ def audit(
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     as_json: AsJson = False,
 ) -> None:
-    """Train with and without protection, attack every observer's view, and write the report."""
+    """Train with and without protection, attack every observer's view, and write the report.
+
+    Of a folder the run is taken as it is, such as one that privfed serve has finished.
+    """
+    if experiment.is_dir():
+        experiment, out = experiment / "config.toml", out or experiment
+    if out is None:
+        raise SettingError("is missing", where="--out", remedy="Name a folder for the run's files")
     settings = _settings(experiment, overrides)
     key = _signing_key(sign)
     from privfed.console import Console
@@ -213,6 +227,9 @@ def tune(
 
 app.command()(with_plan(account))
 app.command()(with_plan(calibrate))
+app.command()(serve)
+app.command()(join)
+app.add_typer(pki, name="pki")
 
 
 @app.command()

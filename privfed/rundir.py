@@ -19,6 +19,8 @@ from privfed.settings_file import dump_toml, load_settings
 SETTINGS, LEDGER, METRICS = "config.toml", "ledger.jsonl", "metrics.jsonl"
 BASELINE_METRICS, WEIGHTS, TRANSCRIPT = "metrics-baseline.jsonl", "weights.npy", "transcript.npz"
 CHECKPOINTS = "checkpoints"
+SERVED = "network.json"
+"""Says that the clients of a run are real; and which run it is."""
 
 
 class RunFolder:

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from attacks import AttackOutcome
 from privfed.attack_scores import outcome_values, summarise
 from privfed.config import Settings
 from privfed.console import Advance, Console
-from privfed.errors import SettingError, Stopped
+from privfed.errors import OutputError, SettingError, Stopped
 from privfed.experiment import Experiment, compose
 from privfed.exposure import AS_CONFIGURED, NO_DEFENCE, Exposure, attack_all, own_updates, probes
 from privfed.federated.checkpoint import Checkpoints
@@ -29,7 +29,7 @@ from privfed.manifest import seal
 from privfed.privacy.accounting import Guarantee, marks, shared, statements
 from privfed.privacy.ledger_report import verify_ledger
 from privfed.publication import publish, withdraw
-from privfed.rundir import TRANSCRIPT, MetricsFile, RunFolder
+from privfed.rundir import SERVED, TRANSCRIPT, MetricsFile, RunFolder
 from privfed.tensorboard import EventFile
 from privfed.transcript import Observer
 
@@ -166,28 +166,50 @@ def run_audit(
     return evidence
 
 
-def train_protected(experiment: Experiment, folder: RunFolder | None, console: Console) -> TrainingResult:
+def train_protected(
+    experiment: Experiment,
+    folder: RunFolder | None,
+    console: Console,
+    *,
+    served: bool = False,
+    every: int | None = None,
+    stopping: Callable[[], None] = lambda: None,
+    observe: Callable[[RoundReport], None] = lambda report: None,
+) -> TrainingResult:
     """The training as configured, on the ledger, its files in ``folder``; in memory only without one.
+
+        OutputError: The folder holds an unfinished training with real clients.
+    in place of what the settings say; ``stopping`` is called when a signal asks to stop after the round, and
+    ``observe`` after each round.
 
     Raises:
         Stopped: A signal asked for it; the same command goes on from there.
+        OutputError: The folder holds a training with real clients that is not finished: nobody else goes on.
     """
     if folder is None:
         _introduce(experiment, console)
         return _train(experiment, None, None, "training", console)
+    if not served and (folder.path / SERVED).exists() and verify_ledger(folder.ledger).final_sha256 is None:
+        raise OutputError(
+            "holds a training with real clients that is not finished",
+            where=f"--out {folder.path}",
+            remedy="Go on with it by privfed serve",
+        )
     folder.claim()
-    with experiment.open_ledger(folder.ledger) as ledger, _stop_requests(console) as requests:
+    with experiment.open_ledger(folder.ledger) as ledger, _stop_requests(console, stopping) as requests:
         _introduce(experiment, console)  # nothing was said before: a refusal stands alone
         folder.remove_unfinished()  # the ledger is locked: nobody else is writing them
         checkpoints = Checkpoints(folder.checkpoints, experiment.settings.fingerprint())
         keeping = Keeping(
             checkpoints,
-            experiment.settings.training.checkpoint_every,
+            every or experiment.settings.training.checkpoint_every,
             stop=lambda: bool(requests),
             patience=experiment.settings.training.patience,
             warn=console.say,
         )
-        result = _train(experiment, experiment.spending(ledger), folder, "training", console, keeping)
+        result = _train(
+            experiment, experiment.spending(ledger), folder, "training", console, keeping, more=observe
+        )
         if result.unfinished:
             raise Stopped(
                 f"stopped after round {len(result.reports)}; the same command goes on from there",
@@ -223,6 +245,7 @@ def _train(
     keeping: Keeping = Keeping(),  # noqa: B008 - frozen
     *,
     baseline: bool = False,
+    more: Callable[[RoundReport], None] = lambda report: None,
 ) -> TrainingResult:
     with ExitStack() as stack:
         files: list[MetricsFile | EventFile] = []
@@ -259,6 +282,7 @@ def _train(
                 )
                 spent = experiment.stated(by_observer)
             advances[0](_state(report, spent))
+            more(report)
 
         def within(done: int, rounds: int) -> int:
             if folder is None or spending is None:
@@ -288,7 +312,7 @@ def _state(report: RoundReport, spent: Guarantee | None) -> str:
 
 
 @contextmanager
-def _stop_requests(console: Console) -> Iterator[list[int]]:
+def _stop_requests(console: Console, stopping: Callable[[], None]) -> Iterator[list[int]]:
     """The signals that asked to stop so far: the first ends the round, a second interrupt ends everything."""
     requests: list[int] = []
 
@@ -296,6 +320,7 @@ def _stop_requests(console: Console) -> Iterator[list[int]]:
         if requests and number == signal.SIGINT:
             raise KeyboardInterrupt
         requests.append(number)
+        stopping()
         with suppress(RuntimeError):  # the signal came while a line was being written
             console.say("stopping after this round; interrupt again to stop at once")
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float32]
 
 
-VERSION = 3
+VERSION = 4
 """Of the file."""
 
 
@@ -150,6 +150,7 @@ class RoundRecord:
         new_weights: Model after the server's step ``[d]``.
         cohort: Sampled clients.
         updates: Survivors' clipped (and, where encoded, rounded) updates times their weights, by client: ``[d]``.
+            Of real clients that mask them nobody has any: then it is empty.
         shares: Weight of each survivor's update; 1 in unweighted averaging.
         uploads: Masked vectors as the server received them, decoded to update units; empty unless masked.
         total: Sum of the survivors' updates before noise, ``[d]``.
@@ -199,13 +200,13 @@ class Transcript:
         """Two successive models: the noised mean update, when the server's step is linear."""
         change = record.new_weights.astype(np.float64) - record.weights.astype(np.float64)
         return self._model_difference(
-            record.round, 1, record.weights, change, tuple(record.updates), sum(record.shares.values()), [record]
+            record.round, 1, record.weights, change, tuple(record.shares), sum(record.shares.values()), [record]
         )
 
     def _release(self) -> list[Observation]:
         change = self.final_weights.astype(np.float64) - self.initial_weights.astype(np.float64)
-        clients = tuple(sorted({c for record in self.records for c in record.updates}))
-        contributors = max([1, *(len(record.updates) for record in self.records)])
+        clients = tuple(sorted({c for record in self.records for c in record.shares}))
+        contributors = max([1, *(len(record.shares) for record in self.records)])
         return [
             self._model_difference(
                 1, max(1, self.rounds), self.initial_weights, change, clients, contributors, self.records
@@ -247,13 +248,14 @@ class Transcript:
         }
         index = []
         for i, record in enumerate(self.records):
-            clients, masked = sorted(record.updates), sorted(record.uploads)
+            survivors, clients, masked = sorted(record.shares), sorted(record.updates), sorted(record.uploads)
             index.append(
                 {
                     "round": record.round,
                     "cohort": record.cohort,
+                    "survivors": survivors,
+                    "shares": [record.shares[c] for c in survivors],
                     "updates": clients,
-                    "shares": [record.shares[c] for c in clients],
                     "uploads": masked,
                     "threshold": record.threshold,
                     "factors": [record.rate_factor, record.server_factor],
@@ -295,7 +297,7 @@ class Transcript:
                     data[f"{i}/new_weights"],
                     tuple(entry["cohort"]),
                     dict(zip(entry["updates"], data[f"{i}/updates"], strict=True)),
-                    dict(zip(entry["updates"], entry["shares"], strict=True)),
+                    dict(zip(entry["survivors"], entry["shares"], strict=True)),
                     dict(zip(entry["uploads"], data[f"{i}/uploads"], strict=True)),
                     data[f"{i}/total"],
                     entry["threshold"],
@@ -321,11 +323,13 @@ def _masked(record: RoundRecord, plan: Plan, colluders: int, fewest: bool) -> li
 
     With ``fewest`` it is the sum of no more survivors than the round needed, the colluders among them.
     """
-    survivors = tuple(sorted(record.updates))
+    survivors = tuple(sorted(record.shares))
     summed = survivors[: record.threshold] if fewest else survivors
     honest = summed[min(colluders, max(0, len(summed) - 1)) :]
     if not honest:
         return []
+    if not record.updates.keys() >= set(survivors) - set(honest):
+        return []  # what these colluders sent is theirs to know: a server has no record of it
     others = [record.updates[c] for c in survivors if c not in honest]
     rest = record.total - sum(others, np.zeros_like(record.total))
     share = sum(record.shares[c] for c in honest)

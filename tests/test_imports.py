@@ -19,6 +19,11 @@ EVERYBODY = (
     "privfed.api",
     "privfed.cli",
     "privfed.cli_accounting",
+    "privfed.cli_network",
+    "privfed.cli_pki",
+    "privfed.network.join",
+    "privfed.network.replay",
+    "privfed.network.serve",
     "privfed.sweep",
     "privfed.audited",
     "privfed.defences",
@@ -59,6 +64,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "privfed.transcript",
     ),
     "privfed.executors": ("privfed.errors", "privfed.federated", "privfed.models"),
+    "privfed.network": (
+        "privfed.config",
+        "privfed.errors",
+        "privfed.federated",
+        "privfed.files",
+        "privfed.privacy",
+        "privfed.secagg",
+        "privfed.settings_file",
+    ),
     # Judging and showing. Attacks get a view and a model, and nothing that knows the truth.
     "attacks": ("privfed.models", "privfed.transcript"),
     "privfed.audit": (

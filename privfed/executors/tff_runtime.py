@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import grpc  # type: ignore[import-untyped]  # grpcio ships no types
+import grpc
 import tensorflow_federated as tff
 
 _BINARY = Path(tff.__file__).parent / "data" / "worker_binary"

@@ -111,6 +111,18 @@ class Aggregation(Protocol):
         ...
 
 
+class RemoteClients(Protocol):
+    """Clients that are elsewhere: they train, clip, noise, encode and mask where they are."""
+
+    def sum(self, weights: Vector, inputs: Inputs) -> Aggregate:
+        """The sum over those of the cohort that took part, from ``weights`` ``[d]``.
+
+        Raises:
+            privfed.secagg.RoundAborted: Too few clients were left.
+        """
+        ...
+
+
 class PlainAggregation:
     """Mode ``off``: floats in the clear, and the server sees each of them."""
 
@@ -171,7 +183,7 @@ class RingAggregation:
 
     def sum(self, inputs: Inputs, vectors: Mapping[int, Vector], dropouts: Dropouts) -> Aggregate:
         """Encode, mask (in mode ``protocol``), sum, unmask, decode."""
-        encoding, encoded = self._encoding(inputs), {}
+        encoding, encoded = self.encoding(inputs), {}
         for client, vector in sorted(vectors.items()):
             encoded[client] = encoding.zeros()
             encoding.add(encoded[client], client, vector)
@@ -183,7 +195,7 @@ class RingAggregation:
             {c: encoding.decode(u) for c, u in result.uploads.items()} if self.masked else {},
             result.bytes_per_stage,
             result.seconds_per_stage,
-            self._threshold(inputs),
+            self.threshold_of(inputs),
             encoding.codec.ring_bits,
         )
 
@@ -191,16 +203,18 @@ class RingAggregation:
         """Integers add up to the same in any order; masking needs them together."""
         if self.masked or not inputs.cohort:
             return None
-        encoding = self._encoding(inputs)
+        encoding = self.encoding(inputs)
         return _RunningRingSum(encoding, inputs, self._secure_sum(inputs, encoding))
 
     def _secure_sum(self, inputs: Inputs, encoding: Encoding) -> SecureSum:
-        return self.secure_sum(inputs.round, self._threshold(inputs), inputs.model, encoding.codec.ring_bits)
+        return self.secure_sum(inputs.round, self.threshold_of(inputs), inputs.model, encoding.codec.ring_bits)
 
-    def _threshold(self, inputs: Inputs) -> int:
+    def threshold_of(self, inputs: Inputs) -> int:
+        """Survivors that the round needs."""
         return round_threshold(len(inputs.cohort), self.threshold, self.colluders)
 
-    def _encoding(self, inputs: Inputs) -> Encoding:
+    def encoding(self, inputs: Inputs) -> Encoding:
+        """From a client's vector to the ring and back."""
         if inputs.integral:
             if self.ring_bits is None:
                 raise ValueError("integers come with a ring of their own: its width must be given")

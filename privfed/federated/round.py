@@ -18,14 +18,22 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.federated.aggregation import FLOAT_BYTES, Aggregate, Aggregation, Inputs, PlainAggregation, RunningSum
+from privfed.federated.aggregation import (
+    FLOAT_BYTES,
+    Aggregate,
+    Aggregation,
+    Inputs,
+    PlainAggregation,
+    RemoteClients,
+    RunningSum,
+)
 from privfed.federated.client_work import ClientUpdates, ClientWork, Conditions
 from privfed.federated.cohorts import Cohort
 from privfed.federated.scaffold import Scaffold, Variates
@@ -122,6 +130,7 @@ class Round:
         client_rate: Factor on the clients' learning rate, by round.
         server_rate: Factor on the server's.
         scaffold: With control variates, which then travel behind each update; ``None`` without.
+        remote: Clients that do their half elsewhere, and tell nothing else of it; ``None`` for ``work``.
     """
 
     work: ClientWork
@@ -134,6 +143,7 @@ class Round:
     client_rate: Callable[[int], float] = constant_rate
     server_rate: Callable[[int], float] = constant_rate
     scaffold: Scaffold | None = None
+    remote: RemoteClients | None = None
 
     def initialize(self, dimension: int) -> RoundState:
         """The state before round 1."""
@@ -158,11 +168,13 @@ class Round:
         started = time.perf_counter()
         terms = Terms(number, len(cohort.clients))
         clip_norm = None if record else self._clip_in_training(state.mechanism, len(weights))
-        if clip_norm is None:
+        if self.remote is not None:
+            local = _Local(self.inputs(weights, state.mechanism, terms, cohort.clients))
+        elif clip_norm is None:
             local = self._train_and_clip(weights, state, terms, cohort, running=not record)
         else:
             local = self._train_clip_and_sum(weights, clip_norm, state, terms, cohort)
-        aggregate, aborted = self._sum(local, cohort)
+        aggregate, aborted = self._sum(weights, local, cohort)
         new_weights, new_state = weights, state
         if aggregate is not None:
             noised, mechanism_state = self.mechanism.on_server(
@@ -205,7 +217,7 @@ class Round:
 
         With ``running`` vectors are added up as they come, where the aggregation can do that.
         """
-        local = _Local(self._inputs(weights, state.mechanism, terms, cohort))
+        local = _Local(self.inputs(weights, state.mechanism, terms, cohort.clients))
         work, variates = self._work(state, terms.round), state.variates
         slack = self.aggregation.slack(local.inputs)
         if running:
@@ -295,7 +307,7 @@ class Round:
         self, weights: Vector, clip_norm: float, state: RoundState, terms: Terms, cohort: Cohort
     ) -> _Local:
         """The same in one go, where no single update is needed."""
-        local = _Local(self._inputs(weights, state.mechanism, terms, cohort))
+        local = _Local(self.inputs(weights, state.mechanism, terms, cohort.clients))
         # In secure mode the guarantee must hold for the sum as it is computed, so it is computed in float64.
         done = self._work(state, terms.round).clipped_sum(
             weights,
@@ -314,7 +326,8 @@ class Round:
         local.aggregate = Aggregate(done.total, survivors, {}, {}, sent)
         return local
 
-    def _inputs(self, weights: Vector, state: MechanismState, terms: Terms, cohort: Cohort) -> Inputs:
+    def inputs(self, weights: Vector, state: MechanismState, terms: Terms, cohort: Sequence[int]) -> Inputs:
+        """What the vectors of a round have in common that ``cohort`` trains from ``weights`` ``[d]``."""
         update = len(weights) if self.scaffold is None else 2 * len(weights)
         length, bound = self.mechanism.length(update), self.mechanism.bound(state)
         if self.shares is not None:
@@ -322,7 +335,7 @@ class Round:
             length, bound = length + 1, None if bound is None else math.hypot(bound, 1.0)
         return Inputs(
             terms.round,
-            cohort.clients,
+            tuple(cohort),
             length,
             bound,
             self.mechanism.integral,
@@ -335,7 +348,7 @@ class Round:
         share = float(self.shares[client])
         return np.append(share * vector.astype(np.float64), share)
 
-    def _sum(self, local: _Local, cohort: Cohort) -> tuple[Aggregate | None, str | None]:
+    def _sum(self, weights: Vector, local: _Local, cohort: Cohort) -> tuple[Aggregate | None, str | None]:
         dropouts: dict[int, Stage | None] = {**cohort.dropouts, **dict.fromkeys(local.non_finite)}
         if not cohort.clients and self.divisor is not None:
             # An empty Poisson cohort: the mechanism still adds its noise, or silence would tell who is missing.
@@ -343,7 +356,9 @@ class Round:
         if not cohort.clients:
             return None, "no client was sampled"
         try:
-            if local.aggregate is not None:
+            if self.remote is not None:
+                aggregate = self.remote.sum(weights, local.inputs)
+            elif local.aggregate is not None:
                 aggregate = local.aggregate
             elif local.running is not None:
                 aggregate = local.running.close(dropouts)
@@ -375,7 +390,9 @@ class Round:
     ) -> RoundRecord:
         d = len(weights)
         received = aggregate.received if aggregate else {}
-        shares = {c: 1.0 if self.shares is None else float(v[d]) for c, v in received.items()}
+        shares = {c: float(v[d]) for c, v in received.items()} if self.shares is not None else {}
+        if self.shares is None and aggregate is not None:
+            shares = dict.fromkeys(aggregate.survivors, 1.0)
 
         def seen(vector: Real) -> Real:
             return self.mechanism.as_update(vector, d, terms)

@@ -1,0 +1,61 @@
+"""What a server offers and a client makes of it: the same parts of a round, each side from the same settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from privfed.config import Data, Settings
+from privfed.errors import PrivFedError, SettingError
+from privfed.network.errors import DeclinedError
+from privfed.settings_file import resolve_settings
+
+MECHANISMS = ("none", "gaussian", "local", "dp_sgd", "discrete_gaussian", "skellam")
+"""Whose client half needs nothing that changes from round to round."""
+
+
+def check_servable(settings: Settings) -> None:
+    """Refuse settings that a network cannot carry.
+
+    Raises:
+        SettingError: One of them is for simulations.
+    """
+    training, masking = settings.training, settings.secure_aggregation
+    wrong = {
+        "privacy.mechanism": (settings.privacy.mechanism not in MECHANISMS, settings.privacy.mechanism),
+        "training.algorithm": (training.algorithm == "scaffold", training.algorithm),
+        "training.weighted": (training.weighted, True),
+        "secure_aggregation.mode": (masking.mode == "ring", masking.mode),
+        "audit.canaries": (bool(settings.audit.canaries), settings.audit.canaries),
+        "executor": (settings.executor != "local", settings.executor),
+    }
+    for where, (refused, value) in wrong.items():
+        if refused:
+            raise SettingError(
+                "is for simulations: real clients cannot do it", where=where, value=value, remedy="Change it"
+            )
+
+
+def offered(settings: Settings, noise_multiplier: float | None, clients: int) -> dict[str, Any]:
+    """The settings as clients are to see them: with the noise, and without where the server has its data."""
+    privacy = settings.privacy
+    if noise_multiplier is not None:
+        privacy = privacy.model_copy(update={"epsilon": None, "noise_multiplier": noise_multiplier})
+    changed = settings.model_copy(update={"privacy": privacy, "data": Data(clients=clients)})
+    values: dict[str, Any] = changed.model_dump(mode="json", exclude_none=True)
+    return {name: value for name, value in values.items() if name not in ("attacks", "audit")}
+
+
+def accepted(values: dict[str, Any]) -> Settings:
+    """The settings of an offer, checked as any.
+
+    Raises:
+        DeclinedError: They are not such settings, or not for real clients.
+    """
+    try:
+        settings = resolve_settings(values)
+        check_servable(settings)
+    except PrivFedError as error:
+        raise DeclinedError(f"the plan's settings: {error}") from None
+    if ":" in settings.model.name:
+        raise DeclinedError("the plan's model is code, which this client does not run")
+    return settings
