@@ -319,6 +319,7 @@ def main() -> None:
             "total_seconds": client_seconds + figures["server_seconds"],
             "floor_seconds": (masks + unmasked) * vector_bytes * per_byte["counter mode"],
             "own_keystream_seconds": (masks + unmasked) * vector_bytes * per_byte["as used"],
+            "server_own_keystream_seconds": unmasked * vector_bytes * per_byte["as used"],
             **masking,
             "peak_rss_mb": peak,
         },

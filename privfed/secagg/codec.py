@@ -284,10 +284,10 @@ class FixedPointCodec:
         Raises:
             CodecError: Wrong shape or type.
         """
-        self._check_total(total)
-        if self.lanes:
-            return self.lanes.split(total)
-        return ring.to_signed(total, self.ring_bits)
+        signed = np.empty(self.dimension, np.int64)
+        for place, block in self._signed(total):
+            signed[place] = block
+        return signed
 
     def decode(self, total: NDArray[Any]) -> NDArray[np.float64]:
         """Real vector ``[dimension]`` of a ring vector ``[length]``; exact as far as float64 goes.
@@ -295,8 +295,20 @@ class FixedPointCodec:
         Raises:
             CodecError: Wrong shape or type.
         """
-        decoded: NDArray[np.float64] = self.to_signed(total) / np.float64(self.scale)
+        decoded = np.empty(self.dimension)
+        for place, block in self._signed(total):
+            np.divide(block, self.scale, out=decoded[place])
         return decoded
+
+    def _signed(self, total: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+        """Which coordinates are in each block, and their signed integers."""
+        self._check_total(total)
+        if self.lanes:
+            yield from self.lanes.blocks(total)
+            return
+        for start in range(0, self.dimension, BLOCK):
+            place = slice(start, min(start + BLOCK, self.dimension))
+            yield place, ring.to_signed(total[place], self.ring_bits)
 
     def _check_fineness(self) -> None:
         steps, bits = self._exact_bound(), self.ring_bits if self.lanes is None else WORD_BITS // self.lanes.count

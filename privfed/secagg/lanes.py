@@ -68,19 +68,23 @@ class Lanes:
                 np.multiply(scaled, self.radix**lane, out=scaled)
             np.add(target, scaled, out=target)
 
-    def split(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """The signed integers ``[dimension]`` of ``words`` ``[length]``, below ``-half`` or above it in no sum."""
-        result = np.empty(self.dimension, np.int64)
+    def blocks(self, words: NDArray[np.uint64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+        """Of ``words`` ``[length]``, which coordinates are in each block, and their signed integers.
+
+        They are from ``-half`` to ``half`` wherever ``words`` is a sum that this is for.
+        """
         radix, offset = np.uint64(self.radix), self.half * sum(self.radix**lane for lane in range(self.count))
         for start in range(0, self.length, _BLOCK):
             rest = words[start : start + _BLOCK] + np.uint64(offset)
             for lane in range(self.count):
+                # What is left for the last lane is its digit.
                 above = rest // radix if lane < self.count - 1 else np.zeros_like(rest)
-                target = result[lane * self.length + start : (lane + 1) * self.length][: len(rest)]
-                digits = (rest - above * radix).view(np.int64)[: len(target)]
-                np.subtract(digits, self.half, out=target)
+                first = lane * self.length + start
+                place = slice(first, min(first + len(rest), (lane + 1) * self.length, self.dimension))
+                digits = (rest - above * radix).view(np.int64)
+                digits -= self.half
+                yield place, digits[: max(place.stop - place.start, 0)]
                 rest = above
-        return result
 
     def _parts(self, start: int, size: int) -> Iterator[tuple[int, slice, slice]]:
         """Blocks of coordinates of one lane: the lane, where its words are, and where the block is in its row."""
