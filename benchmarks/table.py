@@ -108,8 +108,8 @@ def _secure_sum_notes(r: dict[str, Any]) -> list[str]:
         f"Over keystream + add in counter mode: masking {r['masking_over_floor']:.2f}, the whole round "
         f"{r['total_over_floor']:.2f}; over the keystream as made here {r['masking_over_own_keystream']:.2f} "
         f"and {r['total_over_own_keystream']:.2f}. Upload over 16 bits a coordinate in clear: "
-        f"{r['upload_over_clear']:.2f}. Of the server's seconds, {_short(r['server_own_keystream_seconds'])} are the "
-        f"fastest keystream and its addition alone."
+        f"{r['upload_over_clear']:.2f}. Of the server's seconds, {_short(r['server_own_keystream_seconds'])} are "
+        f"the keystream as made here and its addition alone."
     ]
     if "flower" in r:
         notes.append(
