@@ -252,6 +252,35 @@ def datasets(
 
 
 @app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The TOML file to write.", metavar="FILE")] = Path(
+        "experiment.toml"
+    ),
+) -> None:
+    """Write an experiment to begin with: every setting, explained, those that matter set."""
+    from privfed.starter import write_starter
+
+    write_starter(path)
+    typer.echo(f"{path}: run it with privfed audit {path} --out reports/{path.stem}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Print versions and hardware, and check randomness, masking, noise, accounting and TensorFlow."""
+    from privfed.doctor import examine
+
+    marks, found = {None: " ", True: "✓", False: "✗"}, []
+    for finding in examine():
+        found.append(finding)
+        if not as_json:
+            typer.echo(f"{marks[finding.sound]} {finding.what:22}{finding.found}")
+    if as_json:
+        print_json({"findings": [finding.as_json() for finding in found]})
+    if any(finding.sound is False for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(
     folder: Folder,
     open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,

@@ -189,7 +189,8 @@ class Privacy(Section):
     epsilon: Positive | None = None
     """Target for the whole run; the noise multiplier is calibrated from it."""
     noise_multiplier: Positive | None = None
-    """Standard deviation of the noise on the sum, over ``clip_norm``."""
+    """Standard deviation of the noise that a round draws, over ``clip_norm``. Of ``tree``: that a node does; of
+    ``local``: that a client does; of ``dp_sgd``: that a step does."""
     max_epsilon: Positive | None = None
     """Stop before the round whose ε would exceed it."""
     quantile: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -89,6 +89,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "privfed.publication": ("privfed.audit.evidence", "privfed.errors", "privfed.manifest", "privfed.report"),
     "privfed.tensorboard": (),
     "privfed.schemes": ("privfed.config", "privfed.privacy"),
+    "privfed.starter": ("privfed.config", "privfed.errors", "privfed.files", "privfed.settings_file"),
+    "privfed.doctor": ("privfed.privacy", "privfed.secagg"),
     "privfed.console": ("privfed.audit.evidence", "privfed.errors"),
     # Many runs. Training is left to worker processes, which are started and not imported.
     "privfed.sweep": (
