@@ -1,5 +1,5 @@
 # Every target sets up what it needs. The only requirements are Python 3.10 or 3.11, git and make.
-.PHONY: demo demo-network verify-demo test test-slow fuzz coverage check format lock setup clean
+.PHONY: demo demo-network reference verify-demo test test-slow fuzz coverage check format lock setup clean
 
 # A uv on the PATH is used; otherwise one is put into .tools, next to nothing of the system's.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/uv)
@@ -14,6 +14,11 @@ demo: setup            ## train, attack, account and report on bundled handwritt
 
 demo-network: setup    ## a server and 20 client processes on loopback, two of them killed; the same in simulation
 	$(RUN) python scripts/demo_network.py --out reports/network
+
+reference: setup       ## make the committed reference report anew, after a change of what reports hold
+	rm -rf reports/reference
+	$(RUN) privfed audit examples/digits.toml --out reports/reference
+	rm -r reports/reference/checkpoints
 
 verify-demo: setup     ## recompute what the demo's report claims
 	$(RUN) privfed verify reports/digits

@@ -83,7 +83,7 @@ def _run(m: Material) -> ev.Run:
         privfed_version=__version__,
         packages={name: importlib.metadata.version(name) for name in PACKAGES},
         python=platform.python_version(),
-        platform=platform.platform(),
+        platform=" ".join([platform.system(), platform.machine(), *platform.libc_ver()]),
         git_commit=_git_commit(),
         seed=None if secure else settings.training.seed,
         randomness=e.streams.describe(),

@@ -76,7 +76,7 @@ def reconstruction_figure(groups: Sequence[Group]) -> Figure:
         best = group.scored[0]
         defence = "no defence" if group.defence == "none" else group.defence
         name = f"{group.observer}, {defence}: {group.workload}"
-        parts.append(svg.text((left, y + 14), shortened(name, 64), "name small"))
+        parts.append(svg.text((left, y + 14), shortened(name, 56), "name small"))
         parts.append(svg.line((left, y + 27), (right, y + 27), "axis"))
         for guess in sorted({round(max((a.trivial_psnr or {"": 0.0}).values()), 1) for a in group.scored}):
             parts.append(svg.line((x.place(guess), y + 20), (x.place(guess), y + 34), "guess"))
