@@ -5,7 +5,8 @@ Each fault is put where a programmer would make it: behind the auditor's back, w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -105,7 +106,19 @@ class MissingShares(Faulty):
         return mechanism.on_client(state, update, slack, terms, source)
 
 
-class FixedCohorts(Experiment):
+class Reusing(Experiment):
+    """An experiment whose clients' training is there already: nothing is traced again."""
+
+    def use(self, work: ClientWork) -> None:
+        self.__dict__["work"] = work
+
+    @contextmanager
+    def client_work(self) -> Iterator[ClientWork]:
+        assert self.audited is not None
+        yield self.audited.join(self.__dict__["work"])
+
+
+class FixedCohorts(Reusing):
     """Cohorts of the expected size, drawn without replacement."""
 
     def sample(self, number: int) -> Cohort:
@@ -117,14 +130,14 @@ class FixedCohorts(Experiment):
         )
 
 
-class OneCohort(Experiment):
+class OneCohort(Reusing):
     """The first round's cohort, in every round."""
 
     def sample(self, number: int) -> Cohort:
         return super().sample(1)
 
 
-class ActualDivisor(Experiment):
+class ActualDivisor(Reusing):
     """The sum is divided by the clients that are in it."""
 
     def round(self, work: ClientWork) -> Round:
@@ -144,14 +157,15 @@ class Fault:
     """
 
     name: str
-    experiment: type[Experiment] = Experiment
+    experiment: type[Reusing] = Reusing
     mechanism: type[Faulty] | None = None
     claimed: Callable[[int, int], int] = lambda cohort, survivors: survivors
     kind: str = "gaussian"
 
-    def plant(self, experiment: Experiment) -> Experiment:
-        """The experiment with the fault in it, and an auditor who does not know."""
+    def plant(self, experiment: Experiment, work: ClientWork) -> Experiment:
+        """The experiment with the fault in it, and an auditor who does not know; ``work`` trains its clients."""
         faulty = self.experiment(**{f.name: getattr(experiment, f.name) for f in fields(Experiment)})
+        faulty.use(work)
         assert faulty.audited is not None
         if self.mechanism is not None:
             watched = faulty.audited.mechanism

@@ -336,8 +336,12 @@ class Experiment:
         return replace(self, settings=settings, noise_multiplier=None)
 
     def without_canaries(self) -> Experiment:
-        """The same training without the audit's canaries, to measure what they cost."""
-        return replace(self, settings=self.settings.model_copy(update={"audit": AuditSettings()}))
+        """The same training without the audit's canaries, to measure what they cost; masks change no sum."""
+        masking = self.settings.secure_aggregation
+        if masking.mode == "protocol":
+            masking = masking.model_copy(update={"mode": "ring"})
+        updates = {"audit": AuditSettings(), "secure_aggregation": masking}
+        return replace(self, settings=self.settings.model_copy(update=updates))
 
     def open_ledger(self, path: Path) -> Ledger:
         """The run's ledger, new or gone on with."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.audit.membership import MembershipInference, Unit, judge
+from privfed.audit.membership import MembershipInference, Unit, WorstOff, judge, worst_off
 from privfed.audit.pool import Pool, by_client, draw_halves, make_pool, signals_of
 from privfed.audit.shadow_scores import METHODS, Shadows, Signals
 from privfed.console import Console
@@ -18,6 +18,9 @@ from privfed.errors import PrivFedError
 from privfed.experiment import Experiment
 from privfed.federated.training import Keeping
 from privfed.models.functional import Vector
+
+WORST_OFF = 5
+"""Clients that are named in ``report.json``, and nowhere else, for each attack."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +44,13 @@ class MembershipFindings:
         attacks: By method and unit.
         shadow_models: How many were trained.
         non_members_from: Where the non-members are from.
+        worst_off: By attack, clients of whom it is most sure.
     """
 
     attacks: list[MembershipInference]
     shadow_models: int
     non_members_from: str
+    worst_off: list[tuple[WorstOff, ...]]
 
 
 def infer_membership(experiment: Experiment, weights: Vector, console: Console) -> MembershipFindings:
@@ -55,10 +60,14 @@ def infer_membership(experiment: Experiment, weights: Vector, console: Console) 
         PrivFedError: The model, or a shadow model, gives confidences that are not finite.
     """
     chosen = experiment.settings.audit
-    pool = make_pool(experiment.population, experiment.held_out)
+    dealt = experiment.settings.data.partition == "iid"
+    pool = make_pool(experiment.population, experiment.held_out, dealt=dealt)
     needed = chosen.shadow_models if any(METHODS[name].shadow_models for name in chosen.membership) else 0
     models = train_shadows(experiment, pool, needed, console)
-    return MembershipFindings(judge_all(models, experiment, weights, chosen.membership), needed, pool.origin)
+    attacks = judge_all(models, experiment, weights, chosen.membership)
+    owners = {"example": pool.clients[pool.owners], "client": pool.clients}
+    worst = [worst_off(attack, owners[attack.unit], WORST_OFF) for attack in attacks]
+    return MembershipFindings(attacks, needed, pool.origin, worst)
 
 
 def train_shadows(experiment: Experiment, pool: Pool, count: int, console: Console) -> ShadowModels:

@@ -25,7 +25,7 @@ QUIET = Console(quiet=True)
 
 
 def composed(**tables: Any) -> Experiment:
-    return compose(resolve_settings({"data": {"source": "digits", "clients": 60}, **tables}))
+    return compose(resolve_settings({"data": {"source": "digits", "clients": 60}} | tables))
 
 
 def test_the_pool_is_the_training_and_as_many_test_clients_as_it_takes() -> None:
@@ -40,6 +40,8 @@ def test_the_pool_is_the_training_and_as_many_test_clients_as_it_takes() -> None
     expected = trained.test_features.reshape(len(trained.test_labels), -1)
     np.testing.assert_array_equal(np.sort(others.sum(axis=1)), np.sort(expected.sum(axis=1)))
     assert data.sizes[~pool.is_member].max() <= trained.sizes.max()
+    np.testing.assert_array_equal(pool.clients[:60], np.arange(60))
+    assert make_pool(trained, None, dealt=True).by_client  # test clients are then made as the training's were
 
 
 def test_signals_are_those_of_the_softmax() -> None:
@@ -62,13 +64,15 @@ def test_clients_without_examples_are_neither_members_nor_others() -> None:
     gap = replace(data, offsets=np.insert(data.offsets, 5, data.offsets[5]))
     pool = make_pool(gap, data)
     assert (pool.population.sizes > 0).all()
+    np.testing.assert_array_equal(pool.clients[:61], [*range(5), *range(6, 62)])
     assert (pool.is_member.sum(), (~pool.is_member).sum()) == (60, 60)
 
 
 @pytest.mark.parametrize(
     ("tables", "units"),
     [
-        ({"cohort": {"sampling": "fixed", "size": 50}}, {"example"}),
+        ({"cohort": {"sampling": "fixed", "size": 50}}, {"example", "client"}),
+        ({"data": {"source": "digits", "clients": 60, "partition": "dirichlet"}}, {"example"}),
         (
             {
                 "data": {"source": "digits", "clients": 60, "held_out_clients": 20},
@@ -87,6 +91,7 @@ def test_every_method_runs_in_the_setting(tables: dict[str, Any], units: set[str
     found = infer_membership(experiment, experiment.initial_weights, QUIET)
     assert {(a.method, a.unit) for a in found.attacks} == {(name, unit) for name in METHODS for unit in units}
     assert found.shadow_models == 4
+    assert [len(worst) for worst in found.worst_off] == [5] * len(found.attacks)
     again = infer_membership(experiment, experiment.initial_weights, QUIET)
     for one, other in zip(found.attacks, again.attacks, strict=True):
         np.testing.assert_array_equal(one.scores, other.scores)
@@ -102,7 +107,10 @@ def test_shadow_models_know_of_no_canaries() -> None:
 def test_the_loss_alone_trains_nothing() -> None:
     experiment = composed()
     found = infer_membership(experiment, experiment.initial_weights, QUIET)
-    assert ([a.method for a in found.attacks], found.shadow_models) == (["loss"], 0)
+    assert ([(a.method, a.unit) for a in found.attacks], found.shadow_models) == (
+        [("loss", "example"), ("loss", "client")],
+        0,
+    )
 
 
 def test_settings_name_every_method_and_refuse_what_cannot_be() -> None:

@@ -52,6 +52,7 @@ class MembershipInference:
             before.
         tpr: True-positive rates of the same points.
         auc: Area under the curve: the chance that a member scores above a non-member, ties halved.
+        auc_interval: Of DeLong et al. (1988), ``CONFIDENCE``, as if scores were independent.
         points: One by limit of ``LOW_RATES``; ``None`` where the non-members are too few to resolve it.
     """
 
@@ -63,6 +64,7 @@ class MembershipInference:
     fpr: NDArray[np.float64]
     tpr: NDArray[np.float64]
     auc: float
+    auc_interval: tuple[float, float]
     points: dict[float, OperatingPoint | None]
 
     @property
@@ -117,6 +119,7 @@ def judge(
     false = np.concatenate([[0], np.cumsum(~is_member[order])[ends]])
     tpr, fpr = true / members, false / others
     auc = float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2))
+    interval = _auc_interval(scores, is_member, auc)
     points: dict[float, OperatingPoint | None] = {}
     for limit in LOW_RATES:
         at = int(np.flatnonzero(false <= math.floor(limit * others + 1e-9))[-1])
@@ -131,7 +134,64 @@ def judge(
             if resolvable(limit, others)
             else None
         )
-    return MembershipInference(method, unit, assumption, scores, is_member, fpr, tpr, auc, points)
+    return MembershipInference(method, unit, assumption, scores, is_member, fpr, tpr, auc, interval, points)
+
+
+def _auc_interval(scores: NDArray[np.float64], is_member: NDArray[np.bool_], auc: float) -> tuple[float, float]:
+    """Normal interval about the area, from the variances of each side's placements on the other.
+
+    DeLong, DeLong & Clarke-Pearson (1988). Of fewer than two on a side, and where the two do not overlap, nothing
+    is known of the variance: then the interval is that of the smaller side's number, Clopper-Pearson.
+    """
+    from scipy.stats import norm, rankdata
+
+    members, others = scores[is_member], scores[~is_member]
+    m, n = len(members), len(others)
+    everything = rankdata(np.concatenate([members, others]))
+    of_members = (everything[:m] - rankdata(members)) / n
+    of_others = 1 - (everything[m:] - rankdata(others)) / m
+    variance = 0.0
+    if min(m, n) > 1:
+        variance = float(of_members.var(ddof=1) / m + of_others.var(ddof=1) / n)
+    if variance == 0:
+        return clopper_pearson(round(auc * min(m, n)), min(m, n))
+    half = float(norm.isf((1 - CONFIDENCE) / 2)) * math.sqrt(variance)
+    return max(0.0, auc - half), min(1.0, auc + half)
+
+
+@dataclass(frozen=True)
+class WorstOff:
+    """A client that an attack finds at a low rate of false alarms.
+
+    Attributes:
+        client: Its identifier in the population.
+        units: Of it that were scored: its examples, or itself.
+        found: Of them that score above all but 1 % of the non-members.
+        lowest_fpr: Share of the non-members that score as high as the highest of its units.
+    """
+
+    client: int
+    units: int
+    found: int
+    lowest_fpr: float
+
+
+def worst_off(found: MembershipInference, clients: NDArray[np.int64], count: int) -> tuple[WorstOff, ...]:
+    """The ``count`` clients of whom the attack is most sure: the largest share found, then the lowest rate.
+
+    Args:
+        found: What the attack came to.
+        clients: Whose each unit is, ``[n]``; those of non-members are not looked at.
+        count: How many at most.
+    """
+    others = np.sort(found.scores[~found.is_member])
+    rate = 1 - np.searchsorted(others, found.scores, side="left") / len(others)
+    all_of_them = []
+    for client in np.unique(clients[found.is_member]):
+        own = rate[found.is_member & (clients == client)]
+        all_of_them.append(WorstOff(int(client), len(own), int((own <= 0.01).sum()), float(own.min())))
+    all_of_them.sort(key=lambda one: (-one.found / one.units, one.lowest_fpr, one.client))
+    return tuple(all_of_them[:count])
 
 
 def resolvable(limit: float, non_members: int) -> bool:

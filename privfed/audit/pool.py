@@ -26,12 +26,14 @@ class Pool:
         is_member: By client, ``[clients]``.
         by_client: Whether clients are units as well as examples: non-members are true clients.
         origin: Where the non-members are from, and so whether they differ in membership alone.
+        clients: Identifiers of the population's clients, in the training for members, ``[clients]``.
     """
 
     population: Population
     is_member: NDArray[np.bool_]
     by_client: bool
     origin: str
+    clients: NDArray[np.int64]
 
     @property
     def owners(self) -> NDArray[np.int64]:
@@ -39,15 +41,18 @@ class Pool:
         return np.repeat(np.arange(self.population.clients), self.population.sizes)
 
 
-def make_pool(trained: Population, held_out: Population | None) -> Pool:
+def make_pool(trained: Population, held_out: Population | None, *, dealt: bool = False) -> Pool:
     """Pool the clients of the training with those held out, or else with the test set.
 
     Test examples are dealt, shuffled, to clients as large as those of the training: shadow models need them too.
+    They are clients like the training's where those were ``dealt`` theirs at random as well.
     """
     if held_out is not None:
         others, origin = held_out, "held-out clients, drawn at random from the same population"
     else:
         others, origin = _deal(trained), "the test set, taken to be a random part of the same data"
+        if dealt:
+            origin += ", dealt at random to clients as the training's examples were"
     both = replace(
         trained,
         features=np.concatenate([trained.features, others.features]),
@@ -56,7 +61,7 @@ def make_pool(trained: Population, held_out: Population | None) -> Pool:
     )
     is_member = np.arange(both.clients) < trained.clients
     kept = np.flatnonzero(both.sizes)  # clients without examples are neither
-    return Pool(take_clients(both, kept), is_member[kept], held_out is not None, origin)
+    return Pool(take_clients(both, kept), is_member[kept], dealt or held_out is not None, origin, kept)
 
 
 def _deal(trained: Population) -> Population:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from privfed.audit.membership import ROC_POINTS, MembershipInference, clopper_pearson, judge
+from privfed.audit.membership import ROC_POINTS, MembershipInference, WorstOff, clopper_pearson, judge, worst_off
 
 scores = st.lists(st.integers(0, 20), min_size=1, max_size=60)
 
@@ -92,3 +92,33 @@ def test_empty_and_non_finite_are_refused() -> None:
         judged([], [1, 2])
     with pytest.raises(ValueError, match="finite"):
         judged([np.nan], [1, 2])
+
+
+def test_the_areas_interval_by_hand_and_where_variance_says_nothing() -> None:
+    # Placements: members 3/3, 3/3, 1.5/3; others 2/3, 2.5/3, 3/3 (each: share of the other side that is in order).
+    result = judged([5, 4, 2], [3, 2, 1])
+    variance = np.var([1, 1, 0.5], ddof=1) / 3 + np.var([2 / 3, 2.5 / 3, 1], ddof=1) / 3
+    low = result.auc - 1.959963984540054 * np.sqrt(variance)
+    assert result.auc_interval == (pytest.approx(low), 1.0)
+    assert judged(np.arange(10) + 100, np.arange(20)).auc_interval == clopper_pearson(10, 10)
+
+
+def test_the_areas_interval_covers_as_often_as_it_says() -> None:
+    """95 % of 400 draws: fewer than 360 would have a chance below 1e-4."""
+    true = 0.6914624612740131  # N(1/sqrt 2, 1) above N(0, 1) with this chance: the normal distribution at 0.5
+    covered = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        low, high = judged(rng.normal(2**-0.5, 1, 60), rng.normal(0, 1, 80)).auc_interval
+        covered += low <= true <= high
+    assert covered >= 360
+
+
+def test_the_worst_off_are_those_found_without_false_alarms() -> None:
+    others = np.arange(200.0)
+    members = [500.0, 300.0, 10.0, 199.5, 20.0, 198.0]
+    clients = np.array([7, 7, 3, 5, 5, 4, *([99] * 200)])
+    found = worst_off(judged(members, others), clients, 3)
+    # Of 200 others two may score as high: 198 and 199 do as high as 198.
+    assert found == (WorstOff(7, 2, 2, 0.0), WorstOff(4, 1, 1, 0.01), WorstOff(5, 2, 1, 0.0))
+    assert len(worst_off(judged(members, others), clients, 10)) == 4  # non-members are not named

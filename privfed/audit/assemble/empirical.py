@@ -121,11 +121,13 @@ def membership_of(found: MembershipFindings | None) -> ev.Membership | None:
                 non_members=attack.non_members,
                 assumption=attack.assumption,
                 auc=attack.auc,
+                auc_interval=attack.auc_interval,
                 at_1_percent_fpr=_operating_point(attack.points[0.01]),
                 at_0_1_percent_fpr=_operating_point(attack.points[0.001]),
                 roc=attack.shown_roc(),
+                worst_off=tuple(ev.FoundClient(**asdict(client)) for client in worst),
             )
-            for attack in found.attacks
+            for attack, worst in zip(found.attacks, found.worst_off, strict=True)
         ),
     )
 

@@ -20,6 +20,19 @@ class OperatingPoint(Part):
     tpr_interval: tuple[Share, Share]
 
 
+class FoundClient(Part):
+    """A client of whom an attack is most sure: named in ``report.json``, and not on the page."""
+
+    client: Count
+    """Identifier in the simulation."""
+    units: Count
+    """Examples of it, or itself."""
+    found: Count
+    """Of them, at 1 % false alarms."""
+    lowest_fpr: Share
+    """Share of non-members that score as high as its highest."""
+
+
 class MembershipAttack(Part):
     """One attack on the membership of examples, or of clients, in the released model."""
 
@@ -30,11 +43,14 @@ class MembershipAttack(Part):
     assumption: str
     """What the attacker was given beside the model."""
     auc: Share
+    auc_interval: tuple[Share, Share] | None = None
+    """95 %, DeLong et al. (1988)."""
     at_1_percent_fpr: OperatingPoint | None
     """``None`` where the non-members are too few to resolve the rate."""
     at_0_1_percent_fpr: OperatingPoint | None
     roc: tuple[tuple[Share, Share], ...]
     """``(false-positive rate, true-positive rate)``, from (0, 0) to (1, 1)."""
+    worst_off: tuple[FoundClient, ...] = ()
 
 
 class Membership(Part):
