@@ -4,7 +4,8 @@ Deep Leakage from Gradients (Zhu et al. 2019, arXiv:1906.08935, algorithm 1), wi
 layer, pixels kept in [0, 1] and double precision. A start is first brought near by L-BFGS-B with each layer given
 the same weight. Where the equations determine the pixels and are few, Gauss-Newton steps then go on from there
 (``attacks.gauss_newton``): that is where batches are won, as the loss is far flatter in some directions than in
-others. Where the observer knows of noise, the loss is that of a maximum a posteriori estimate: all coordinates
+others. Of a small batch every other start begins with each image for itself, by its features
+(``attacks.batch_features``). Where the observer knows of noise, the loss is that of a maximum a posteriori estimate: all coordinates
 alike, and total variation as the prior (Geiping et al. 2020, arXiv:2003.14053, equation 4).
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from scipy import optimize
 
 from attacks import gauss_newton
 from attacks.base import Guess, NotInvertible, ThreatModel
+from attacks.batch_features import BatchFeatures, split_features
 from attacks.gradient import GradientEstimate, estimate_gradient, noise_variance
 from attacks.label_counts import ends_dense, infer_label_counts
 from attacks.labels import infer_labels
@@ -92,8 +94,8 @@ class GradientMatching:
         labels = _labels(model, observation, estimate, self.batch)
         search = _Search(self, model, observation, estimate, labels)
         scale_known, left = estimate.scale_known, self.iterations
-        for _ in range(self.starts):
-            left -= search.start(rng, scale_known, left)
+        for number in range(self.starts):
+            left -= search.start(rng, scale_known, left, apart=number % 2 == 0)
             if search.solved or left <= 0:
                 break
             # One example's gradient that no image has is perhaps not of the length it is taken for.
@@ -153,15 +155,22 @@ class _Search:
         self._best: tuple[float, Vector] | None = None
         self.solved = False
 
-    def start(self, rng: np.random.Generator, scale_known: bool, iterations: int) -> int:
-        """Search from a random point; returns the iterations used."""
+    def start(self, rng: np.random.Generator, scale_known: bool, iterations: int, *, apart: bool) -> int:
+        """Search from a random point; returns the iterations used.
+
+        ``apart``: each image of a batch first by its own features, where the last layer tells them.
+        """
         free = self._batch * self._model.classes if self._labels is None else 0
         first = np.concatenate([rng.uniform(0, 1, self._pixels), rng.normal(0, 1, free)])
         jacobians = 0
         if not self._noisy and not free and gauss_newton.affordable(self._model, self._batch):
             jacobians = max(0, iterations - int(APPROACH * self._batch**0.5)) // JACOBIAN
         approach = min(iterations, int(APPROACH * self._batch**0.5)) if jacobians else iterations
-        reached, used = self._approach(first, scale_known, approach)
+        features = self._features(rng) if apart and scale_known and jacobians else None
+        if features is None:
+            reached, used = self._approach(first, scale_known, approach)
+        else:
+            reached, used = self._one_by_one(first, features), approach
         if self.solved or reached is None or not jacobians:
             return used
         matching = gauss_newton.Matching(
@@ -174,6 +183,45 @@ class _Search:
         self._consider(angle, found.images)
         self.solved = self.solved or found.loss <= enough or angle < self._tolerance
         return used + JACOBIAN * found.jacobians
+
+    def _features(self, rng: np.random.Generator) -> BatchFeatures | None:
+        if self._labels is None:
+            return None
+        return split_features(self._model, self._weights, self._estimate.vector, self._labels, rng)
+
+    def _one_by_one(self, first: Vector, found: BatchFeatures) -> Vector:
+        """Images whose features are those of the batch: many searches for one image in the place of one for many.
+
+        That leaves room for other images with the same features, which the other layers then tell apart.
+        """
+        import tensorflow as tf
+
+        model, size = self._model, self._pixels // self._batch
+        loss = matching_loss(model, 1, False)
+        zeros, reached = np.zeros(model.dimension), first.copy()
+        kernel = model.dimension - model.classes * (len(found.features[0]) + 1)
+        last = np.zeros(model.dimension)
+        last[kernel : -model.classes] = 1.0
+        for i, (features, errors) in enumerate(zip(found.features, found.errors, strict=True)):
+            target = zeros.copy()
+            target[kernel : -model.classes] = np.outer(features, errors).reshape(-1)
+            arguments = [
+                tf.constant(values, tf.float64)
+                for values in (1.0, 0.0, self._weights, target, last, self._known[i : i + 1])
+            ]
+
+            def objective(point: Vector, given: list[Any] = arguments) -> tuple[float, Vector]:
+                self._evaluations += 1
+                value, _, slope = loss(tf.constant(point), *given)
+                return float(value), slope.numpy()
+
+            part = slice(i * size, (i + 1) * size)
+            options = {"maxiter": APPROACH, "maxcor": MEMORY, "ftol": 1e-12}
+            result = optimize.minimize(
+                objective, first[part], jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * size, options=options
+            )
+            reached[part] = np.clip(result.x, 0, 1)
+        return reached
 
     def _at(self, point: Vector, scale_known: bool) -> tuple[float, float, Vector]:
         import tensorflow as tf
