@@ -5,8 +5,8 @@ layer, pixels kept in [0, 1] and double precision. A start is first brought near
 the same weight. Where the equations determine the pixels and are few, Gauss-Newton steps then go on from there
 (``attacks.gauss_newton``): that is where batches are won, as the loss is far flatter in some directions than in
 others. Of a small batch every other start begins with each image for itself, by its features
-(``attacks.batch_features``). Where the observer knows of noise, the loss is that of a maximum a posteriori estimate: all coordinates
-alike, and total variation as the prior (Geiping et al. 2020, arXiv:2003.14053, equation 4).
+(``attacks.batch_features``). Where the observer knows of noise, the loss is that of a maximum a posteriori
+estimate: all coordinates alike, and total variation as the prior (Geiping et al. 2020, arXiv:2003.14053, eq. 4).
 """
 
 from __future__ import annotations

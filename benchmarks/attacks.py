@@ -289,8 +289,8 @@ def measure(name: str, targets: int | None, data: Path, progress: bool) -> dict[
     return run(ROWS[name], targets or ROWS[name].targets, data, progress)
 
 
-def side_by_side(peers: list[str], batch: int, targets: int, data: Path) -> dict[str, Any]:
-    """The attacks on LeNet's gradients, PrivFed's and the peers', on the same targets."""
+def side_by_side(peers: list[str], batch: int, targets: int, data: Path, **options: Any) -> dict[str, Any]:
+    """The attacks on LeNet's gradients, PrivFed's and the peers', on the same targets; options of ``compare``."""
     from privfed.models.zoo import ZOO
 
     pixels, labels = images(data)
@@ -303,7 +303,9 @@ def side_by_side(peers: list[str], batch: int, targets: int, data: Path) -> dict
         / LEARNING_RATE
         for i, p in enumerate(picked)
     ]
-    return attacks_peers.compare(peers, weights, np.stack(gradients), pixels[picked] / 255, labels[picked])
+    return attacks_peers.compare(
+        peers, weights, np.stack(gradients), pixels[picked] / 255, labels[picked], **options
+    )
 
 
 def main() -> None:
@@ -314,6 +316,12 @@ def main() -> None:
     what.add_argument("--peers", choices=[*attacks_peers.PEERS, "none"], help="Side by side on LeNet's gradients.")
     parser.add_argument("--batch", type=int, default=1, help="Images behind a gradient, side by side.")
     parser.add_argument("--targets", type=int, help="Observations attacked; the row's own number by default.")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=attacks_peers.LIMIT_SECONDS,
+        help="Seconds that each attack gets, side by side, over all targets.",
+    )
     parser.add_argument("--data", type=Path, default=DATA, help="Folder with the idx files of Fashion-MNIST.")
     parser.add_argument("--json", action="store_true", help="Print figures as JSON alone.")
     parser.add_argument("--markdown", type=Path, help="Also put the table of --peers into this file.")
@@ -322,14 +330,21 @@ def main() -> None:
         parser.error("--targets must be at least 1")
     if not (arguments.data / "t10k-images-idx3-ubyte.gz").is_file():
         parser.error(f"--data {arguments.data}: t10k-images-idx3-ubyte.gz is not there")
+    if not arguments.limit > 0:
+        parser.error("--limit must be above 0")
     if arguments.batch < 1:
         parser.error("--batch must be at least 1")
     if arguments.peers:
         peers = [] if arguments.peers == "none" else [arguments.peers]
-        compared = side_by_side(peers, arguments.batch, arguments.targets or 2 * DRAWS, arguments.data)
-        if arguments.markdown:
-            title = f"Attacks on gradients, batches of {arguments.batch}"
-            table.replace_section(arguments.markdown, title, attacks_peers.markdown(compared))
+
+        def keep(result: dict[str, Any]) -> None:
+            if arguments.markdown:
+                title = f"Attacks on gradients, batches of {arguments.batch}"
+                table.replace_section(arguments.markdown, title, attacks_peers.markdown(result))
+
+        targets = arguments.targets or 2 * DRAWS
+        options = {"limit_seconds": arguments.limit, "finished": keep}
+        compared = side_by_side(peers, arguments.batch, targets, arguments.data, **options)
         print(json.dumps(compared, indent=2) if arguments.json else attacks_peers.markdown(compared))
         return
     results = {}

@@ -122,6 +122,13 @@ def attack(name: str, weights: np.ndarray, gradient: np.ndarray, truth: np.ndarr
     }
 
 
+def leave(out: Path, outcomes: list[dict[str, Any]], versions: dict[str, str]) -> None:
+    """Put the outcomes so far into ``out``: whoever ends this process in between finds them whole."""
+    unfinished = out.with_suffix(".new")
+    unfinished.write_text(json.dumps({"outcomes": outcomes, "versions": versions}))
+    unfinished.replace(out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--exported", type=Path, required=True)
@@ -129,13 +136,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    versions = {package: version(package) for package in ("breaching", "torch", "torchvision", "numpy")}
     data, outcomes = np.load(arguments.exported), []
     for i, (gradient, images) in enumerate(zip(data["gradients"], data["images"], strict=True)):
         torch.manual_seed(i)
         truth = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
         outcomes.append(attack(arguments.attack, data["weights"][data["draws"][i]], gradient, truth))
-    versions = {package: version(package) for package in ("breaching", "torch", "torchvision", "numpy")}
-    arguments.out.write_text(json.dumps({"outcomes": outcomes, "versions": versions}))
+        leave(arguments.out, outcomes, versions)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,13 @@ ATTACKS: dict[str, Callable[[int], Any]] = {
 }
 
 
+def leave(out: Path, outcomes: list[dict[str, Any]], versions: dict[str, str]) -> None:
+    """Put the outcomes so far into ``out``: whoever ends this process in between finds them whole."""
+    unfinished = out.with_suffix(".new")
+    unfinished.write_text(json.dumps({"outcomes": outcomes, "versions": versions}))
+    unfinished.replace(out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--exported", type=Path, required=True)
@@ -38,6 +45,7 @@ def main() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     data, model = np.load(arguments.exported), ZOO["lenet"]((28, 28, 1), 10)
     batch, outcomes = data["images"].shape[1], []
+    versions = {package: version(package) for package in ("privfed", "tensorflow", "numpy")}
     plan = Plan(1.0, 1, batch, 1.0, None, 0.0, None, "off")
     for target in range(-1, len(data["gradients"])):
         # The one before the first is for tracing alone, which the peers do not do.
@@ -59,8 +67,7 @@ def main() -> None:
                     "images": found.images.tolist(),
                 }
             )
-    versions = {package: version(package) for package in ("privfed", "tensorflow", "numpy")}
-    arguments.out.write_text(json.dumps({"outcomes": outcomes, "versions": versions}))
+            leave(arguments.out, outcomes, versions)
 
 
 if __name__ == "__main__":

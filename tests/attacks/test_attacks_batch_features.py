@@ -1,4 +1,4 @@
-"""Features of a batch from the last layer's gradient alone: exact where it tells the examples apart, else silent."""
+"""Features of a batch from the last layer's gradient: exact where it tells the examples apart, or none."""
 
 from __future__ import annotations
 
