@@ -157,9 +157,9 @@ class FixedPointCodec:
 
         ``sqrt(dimension) / scale`` for the rounding to the grid, and for the measuring, whose relative error is at
         most ``dimension * 2**-54``, twice that: next to nothing, but more than a step of a 64-bit grid. Where the
-        scale is no power of two, scaling is right to ``2**-24``.
+        scale is no power of two, scaling in float32, a factor included, is right to ``2**-22``.
         """
-        inexact = (self.dimension + 8) * 2.0**-53 + (2.0**-_FLOAT32_DIGITS if self.lanes else 0.0)
+        inexact = (self.dimension + 8) * 2.0**-53 + (2.0 ** (2 - _FLOAT32_DIGITS) if self.lanes else 0.0)
         return math.sqrt(self.dimension) / self.scale + self.clip_norm * inexact
 
     @property
@@ -260,7 +260,7 @@ class FixedPointCodec:
         # float32 has the range, and int32 the room: half of the ring holds two clients at least, a lane 21 bits.
         narrow = bool(self.lanes) or (self.ring_bits <= 32 and self.cohort_size > 1)
         if narrow and dtype == np.float32 and abs(math.log2(self.scale)) < 100 > -math.log2(factor * self.scale):
-            # The scale is a power of two: one multiplication rounds as two would.
+            # Where the scale is a power of two, one multiplication rounds as two would; lanes have a larger slack.
             return Float32Rounding(factor * np.float32(self.scale), bound, key)
         return Float64Rounding(self.scale, bound, key, self.ring_bits)
 

@@ -297,7 +297,7 @@ def decode(data: bytes | memoryview, *, peer: int | None) -> Message:
     """The message whose wire form ``data`` is; a vector in it is a read-only view of ``data``.
 
     Args:
-        data: Exactly one message.
+        data: Exactly one message; must not change while that is in use, since it keeps it.
         peer: Who sent it, as the transport knows: a client's identifier, or ``None`` for the server.
 
     Raises:

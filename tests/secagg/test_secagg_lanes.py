@@ -118,6 +118,21 @@ def test_encoding_keeps_the_norm_and_moves_less_than_a_step(case: Any, dtype: An
         assert np.linalg.norm(codec.decode(encoded) - update) <= codec.rounding_slack
 
 
+@settings(deadline=None, max_examples=60)
+@given(codecs, st.floats(0.01, 1), st.integers(0, 2**32))
+def test_a_factor_may_clip_to_the_slack_and_moves_less_than_a_step(case: Any, part: float, seed: int) -> None:
+    codec = FixedPointCodec.in_lanes(*case, 3)
+    update = clipped(codec, np.float32, seed) / np.float32(part)
+    target = codec.clip_norm - codec.rounding_slack
+    factor = np.float32(target / np.linalg.norm(update.astype(np.float64)) * (1 - 2.0**-24))
+    words = np.zeros(codec.length, np.uint64)
+    codec.add_encoded(words, update, KEY, factor)
+    steps = codec.to_signed(words)
+    assert sum(int(s) ** 2 for s in steps) <= (Fraction(codec.clip_norm) * Fraction(codec.scale)) ** 2
+    exact = update.astype(np.float64) * float(factor) * codec.scale
+    assert (np.abs(steps - exact) < 1 + np.abs(exact) * 2.0**-22).all()
+
+
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("count", [3, 4, 5])
 def test_a_whole_cohort_at_the_bound_does_not_overflow(count: int, sign: float) -> None:
