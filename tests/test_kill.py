@@ -47,10 +47,16 @@ SMALL = (
     "attacks.rounds=[1, 6]",
     'attacks.methods=["dense_layer"]',
     "attacks.targets=1",
+    "audit.canaries=0",
+    "audit.canary_control=false",
 )
 CASES: dict[str, tuple[str, ...]] = {
     "off, every round": ("secure_aggregation.mode=off", "training.checkpoint_every=1"),
-    "ring, every third round": ("secure_aggregation.mode=ring", "training.checkpoint_every=3"),
+    "ring, every third round, canaries": (
+        "secure_aggregation.mode=ring",
+        "training.checkpoint_every=3",
+        "audit.canaries=40",
+    ),
     "protocol, adaptive": ("privacy.mechanism=adaptive", "training.checkpoint_every=3"),
     "protocol, noise of the clients": ("privacy.mechanism=skellam", "training.checkpoint_every=1"),
     "noise of each example's gradient": (

@@ -25,6 +25,8 @@ else:
 MOST_TRIALS = 10_000
 EPSILON, SEED = "privacy.epsilon", "training.seed"
 INFINITE = ("inf", "+inf", "∞")
+UNWATCHED = ("attacks.enabled=false", "audit.canaries=0", "audit.canary_control=false")
+"""Of trials: what an audit adds to a training stays out of them."""
 NO_NOISE = (
     "privacy.mechanism=none",
     f"{EPSILON}=none",
@@ -77,7 +79,7 @@ class Base:
         ``training.seed`` is drawn from the experiment's own, the values and the repeat, so that no two trials
         share their noise: seeded noise of one seed over two sums would fall out of their difference, and nothing
         could be stated about both trials together. The data's seed stays, and with it who the clients are.
-        Trials are not attacked, so that their transcripts hold no updates, unless ``--set attacks.enabled=true``
+        Trials are not attacked, so that their transcripts hold no updates, and have no canaries, unless ``--set``
         asks for it.
 
         Raises:
@@ -88,7 +90,7 @@ class Base:
         changes = [f"{key}={text}" for key, text in values.items() if not _is_no_noise(key, text)]
         if any(_is_no_noise(key, text) for key, text in values.items()):
             changes += NO_NOISE
-        given = ("attacks.enabled=false", *self.overrides, *changes)
+        given = (*UNWATCHED, *self.overrides, *changes)
         try:
             settings = load_settings(self.experiment, given)
             if SEED not in values:

@@ -16,12 +16,15 @@ from privfed.audit.empirical import COMPOSED, ObserverFinding, _scaled, findings
 from privfed.audit.notes import Tally
 from privfed.errors import PrivFedError, SettingError
 from privfed.experiment import Experiment, compose
+from privfed.federated.checkpoint import Checkpoints
 from privfed.federated.cohorts import Cohort
+from privfed.federated.training import Keeping
 from privfed.privacy.accounting import by_observer
 from privfed.settings_file import load_settings
 from privfed.transcript import Observer
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.toml"
+WITHOUT = DIGITS.read_text().replace("canaries = 100\n", "").replace("canary_control = true\n", "")
 
 
 def experiment(canaries: int = 100, kind: str = "update", mode: str = "off", seed: int = 1) -> Experiment:
@@ -115,6 +118,19 @@ def test_every_mode_trains_and_scores_alike(kind: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_training_that_was_stopped_and_went_on_leaves_the_same_notes(tmp_path: Path) -> None:
+    whole, parts = experiment(40), experiment(40)
+    expected = whole.run(None, lambda report: None).mechanism_state
+    rounds: list[int] = []
+    keeper = Checkpoints(tmp_path / "kept", "0" * 64)
+    first = parts.run(None, lambda r: rounds.append(1), Keeping(keeper, 3, stop=lambda: len(rounds) == 7))
+    assert first.unfinished
+    again = experiment(40).run(None, lambda r: rounds.append(1), Keeping(keeper, 3)).mechanism_state
+    assert len(rounds) == 20
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(again, expected, strict=True))
+
+
+@pytest.mark.slow
 def test_the_server_with_plain_sums_guesses_all_and_a_right_claim_stands() -> None:
     e = experiment()
     result = e.run(None, lambda report: None)
@@ -149,7 +165,7 @@ def test_less_noise_than_claimed_is_flagged(factor: float) -> None:
 )
 def test_settings_that_mean_nothing_are_refused(changed: str, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
-    file.write_text(DIGITS.read_text().replace("baseline = true", changed))
+    file.write_text(WITHOUT.replace("baseline = true", changed))
     with pytest.raises(PrivFedError, match=reason):
         load_settings(file)
 
@@ -163,7 +179,7 @@ def test_settings_that_mean_nothing_are_refused(changed: str, reason: str, tmp_p
 )
 def test_canaries_need_a_claim_on_clients(mechanism: str, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
-    text = DIGITS.read_text().replace("baseline = true", "canaries = 50").replace("epsilon = 3\n", "")
+    text = WITHOUT.replace("baseline = true", "canaries = 50").replace("epsilon = 3\n", "")
     if "none" in mechanism:
         text = text.replace("clip_norm = 0.5\n", "").replace("delta = 1e-4\n", "")
         text = text.replace('mode = "protocol"\n', "").replace("colluders = 3\n", "")

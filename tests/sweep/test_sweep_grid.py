@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from privfed.errors import SettingError
+from privfed.settings_file import load_settings
 from privfed.sweep.grid import Base, grid, parse_axis, trial_id
 
 NOISE = "privacy.noise_multiplier"
@@ -66,6 +68,17 @@ def test_seeds_that_are_varied_are_taken_as_they_are(base: Base) -> None:
 def test_trials_are_not_attacked_unless_asked(base: Base) -> None:
     assert not grid(base, [], 1)[0].settings.attacks.enabled
     assert grid(replace(base, overrides=("attacks.enabled=true",)), [], 1)[0].settings.attacks.enabled
+
+
+def test_trials_have_no_canaries_unless_asked() -> None:
+    demo = Base(Path(__file__).parents[2] / "examples" / "digits.toml", ())
+    assert load_settings(demo.experiment).audit.canaries
+    for trial in grid(
+        demo, ["privacy.epsilon=1,inf"], 1
+    ):  # without noise nothing is claimed: they would be refused
+        assert (trial.settings.audit.canaries, trial.settings.audit.canary_control) == (0, False)
+    asked = replace(demo, overrides=("audit.canaries=40",))
+    assert grid(asked, ["privacy.epsilon=1"], 1)[0].settings.audit.canaries == 40
 
 
 def test_commas_in_brackets_and_quotes_belong_to_a_value() -> None:
