@@ -8,6 +8,7 @@ principal components) would have to be paid for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -19,9 +20,11 @@ from privfed.data.dataset import Dataset
 from privfed.data.population import Population, as_float
 from privfed.errors import SettingError
 
-ORIENTATIONS = 9
-CELLS_A_SIDE = (7, 4)
-POOLS_A_SIDE = 14
+ORIENTATIONS = 12
+FINE_CELLS, COARSE_CELLS, POOLS = 7, 4, 14
+"""At most so many on a side."""
+FAINT = 0.01
+"""Energy of gradients around a cell below which contrast is not evened out: else noise would be blown up."""
 
 _PIXELS_AT_ONCE = 1 << 20
 _SMALLEST_SIDE = 8
@@ -32,12 +35,13 @@ Examples = TypeVar("Examples", Dataset, Population)
 def hog(images: NDArray[Any]) -> NDArray[np.float32]:
     """Histograms of oriented gradients at two scales beside pooled pixels, of unit length, ``[n, F]``.
 
-    After Dalal & Triggs (2005, section 6): unsigned orientations in 9 bins, at each pixel the channel with the
-    largest gradient. Their blocks are one over the whole image here, normalised as L1-sqrt. Cells are as large as
-    makes at most 7 × 7 and 4 × 4 of them, pools at most 14 × 14 (4, 7 and 2 pixels for 28 × 28, where F = 781);
-    what is left over at the right and at the bottom is dropped. Each of the three parts has length 1, and so has
-    the result, which bounds a linear model's gradient by √2: Tramèr & Boneh (2021,
-    https://arxiv.org/abs/2011.11660) is the case for such features under differential privacy.
+    After Dalal & Triggs (2005, section 6): at each pixel the channel with the largest gradient votes, for the two
+    nearest of 12 signed orientations by their distance. Fine cells are normalised by the energy of the 3 × 3 cells
+    around them, coarse ones are not; of both the square root is taken. Cells are as large as makes at most 7 × 7
+    and 4 × 4 of them, pools at most 14 × 14 (4, 7 and 2 pixels for 28 × 28, where F = 976); what is left over at
+    the right and at the bottom is dropped. Each of the three parts has length 1, and so has the result, which
+    bounds a linear model's gradient by √2: Tramèr & Boneh (2021, https://arxiv.org/abs/2011.11660) is the case for
+    such features under differential privacy.
 
     Args:
         images: ``[n, H, W, C]``, uint8 or float32 in [0, 1]. A black image has the features 0.
@@ -113,49 +117,58 @@ FEATURES: dict[str, Callable[[Dataset | Population], Callable[[NDArray[Any]], ND
 
 
 def _hog_of(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    magnitude, orientation = _gradients(images)
-    parts = [_unit(np.sqrt(_histograms(magnitude, orientation, cells))) for cells in CELLS_A_SIDE]
-    parts.append(_unit(_pooled(images)))
-    return _unit(np.concatenate(parts, axis=1))
+    votes = _votes(images)
+    fine, coarse = (_histograms(votes, cells) for cells in (FINE_CELLS, COARSE_CELLS))
+    parts = [np.sqrt(_evened(fine)), np.sqrt(coarse), _pooled(images)]
+    flat = [_unit(part.reshape(len(images), math.prod(part.shape[1:]))) for part in parts]
+    return _unit(np.concatenate(flat, axis=1))
 
 
-def _gradients(images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Magnitude and orientation bin of each pixel, ``[n, H, W]``; the border has no gradient across it."""
+def _votes(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Gradient of each pixel by orientation, ``[n, H, W, ORIENTATIONS]``; the border has none across it."""
     down, right = np.zeros_like(images), np.zeros_like(images)
     down[:, 1:-1] = images[:, 2:] - images[:, :-2]
     right[:, :, 1:-1] = images[:, :, 2:] - images[:, :, :-2]
     magnitude = np.hypot(down, right)
-    strongest = magnitude.argmax(axis=-1)[..., np.newaxis]
-    down, right, magnitude = (
-        np.take_along_axis(array, strongest, axis=-1)[..., 0] for array in (down, right, magnitude)
-    )
-    turns = np.arctan2(down, right) / np.float32(np.pi) % 1
-    # Rounding can make a turn just below 1 into 1.
-    bins = np.minimum((turns * ORIENTATIONS).astype(np.int64), ORIENTATIONS - 1)
-    return magnitude, bins
+    if images.shape[-1] > 1:
+        strongest = magnitude.argmax(axis=-1)[..., np.newaxis]
+        down, right, magnitude = (np.take_along_axis(array, strongest, -1) for array in (down, right, magnitude))
+    place = np.arctan2(down, right).ravel() / np.float32(2 * np.pi) % 1 * ORIENTATIONS
+    below = np.floor(place)
+    share = place - below
+    votes = np.zeros((len(place), ORIENTATIONS), np.float32)
+    pixels = np.arange(len(place))
+    for bins, vote in ((below, 1 - share), (below + 1, share)):
+        votes[pixels, bins.astype(np.int64) % ORIENTATIONS] = magnitude.ravel() * vote
+    return votes.reshape(*images.shape[:3], ORIENTATIONS)
 
 
-def _histograms(magnitude: NDArray[np.float32], orientation: NDArray[np.int64], cells: int) -> NDArray[np.float32]:
-    """Magnitudes summed by cell and orientation, ``[n, rows * columns * ORIENTATIONS]``."""
-    n, height, width = magnitude.shape
-    row_of, column_of = (np.arange(side) // _span(side, cells) for side in (height, width))
-    rows, columns = height // _span(height, cells), width // _span(width, cells)
-    inside = np.s_[:, : rows * _span(height, cells), : columns * _span(width, cells)]
-    cell = row_of[:, np.newaxis] * columns + column_of
-    image = np.arange(n)[:, np.newaxis, np.newaxis] * (rows * columns)
-    place = (image + cell) * ORIENTATIONS + orientation
-    size = n * rows * columns * ORIENTATIONS
-    sums = np.bincount(place[inside].ravel(), magnitude[inside].ravel(), minlength=size)
-    return sums.reshape(n, rows * columns * ORIENTATIONS).astype(np.float32)
+def _histograms(votes: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
+    """Sums of votes by cell, ``[n, rows, columns, ORIENTATIONS]``."""
+    n, height, width, orientations = votes.shape
+    tall, wide = _span(height, cells), _span(width, cells)
+    rows, columns = height // tall, width // wide
+    kept = votes[:, : rows * tall, : columns * wide].reshape(n, rows, tall, columns, wide, orientations)
+    sums: NDArray[np.float32] = kept.sum(axis=2).sum(axis=3)
+    return sums
+
+
+def _evened(histograms: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each cell over the length of what the 3 × 3 cells around it hold."""
+    _, rows, columns, _ = histograms.shape
+    energy = np.pad(np.square(histograms).sum(axis=-1), ((0, 0), (1, 1), (1, 1)))
+    around = sum(energy[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3))
+    evened: NDArray[np.float32] = histograms / np.sqrt(around + np.float32(FAINT))[..., np.newaxis]
+    return evened
 
 
 def _pooled(images: NDArray[np.float32]) -> NDArray[np.float32]:
     n, height, width, channels = images.shape
-    tall, wide = _span(height, POOLS_A_SIDE), _span(width, POOLS_A_SIDE)
+    tall, wide = _span(height, POOLS), _span(width, POOLS)
     rows, columns = height // tall, width // wide
     kept = images[:, : rows * tall, : columns * wide]
     means: NDArray[np.float32] = kept.reshape(n, rows, tall, columns, wide, channels).mean(axis=(2, 4))
-    return means.reshape(n, rows * columns * channels)
+    return means
 
 
 def _span(side: int, parts: int) -> int:
