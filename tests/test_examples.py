@@ -156,6 +156,20 @@ def test_fashion_trained(tmp_path: Path) -> None:
     assert verify_run(tmp_path).epsilon == np.inf  # nothing is claimed
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not FASHION, reason="FASHION_MNIST does not name the folder of its IDX files")
+@pytest.mark.parametrize(("name", "accuracy"), [("fashion-dp", 0.77), ("fashion-dp-hog", 0.82)])
+def test_fashion_learns_under_differential_privacy(name: str, accuracy: float, tmp_path: Path) -> None:
+    """A quarter of the rounds: .800 and .846 when written; README's figures are of all of them."""
+    from privfed.runs import run_training
+
+    figures = run_training(
+        example(name, "training.rounds=15", f"data.folder={FASHION}"), tmp_path, Console(quiet=True)
+    )
+    assert figures["test_accuracy"] > accuracy
+    assert 7.9 < figures["guarantees"]["release"]["epsilon"] <= 8
+
+
 def test_kmnist_without_a_network_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from privfed.experiment import compose
 
