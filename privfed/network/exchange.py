@@ -21,7 +21,7 @@ HOLD_SECONDS = 15.0
 PRESENT_SECONDS = 2 * HOLD_SECONDS
 """Who has not been heard of for so long is not there."""
 
-Taker = Callable[[int, int, bytes], bool]
+Taker = Callable[[int, int, memoryview], bool]
 """``(client, step, body)`` to whether it counts as new; raises what is wrong with it."""
 
 
@@ -107,7 +107,7 @@ class Exchange:
             if seat.poll == mine:
                 seat.news.clear()
 
-    def take(self, certificate: Certificate, relay: Relay, body: bytes) -> str:
+    def take(self, certificate: Certificate, relay: Relay, body: memoryview) -> str:
         """Take what a client sends for the open stage: ``taken``, ``late`` or ``repeated``.
 
         Raises:
@@ -186,8 +186,8 @@ class Exchange:
             self._take = None
 
     async def close_round(self, round_number: int, members: Iterable[int], mail: bytes, step: int) -> None:
-        """Tell everybody who was in it that the round is over."""
-        self._deliver(round_number, step, dict.fromkeys(members, mail))
+        """Tell everybody who was in it that the round is over, when they ask next: nobody need hurry."""
+        self._deliver(round_number, step, dict.fromkeys(members, mail), wake=False)
 
     async def leave(self, state: str) -> None:
         """From now on polls are answered by ``finished`` or ``draining``."""
@@ -196,12 +196,13 @@ class Exchange:
             seat.mail = None
             seat.news.set()
 
-    def _deliver(self, round_number: int, step: int, mail: Mapping[int, bytes]) -> None:
+    def _deliver(self, round_number: int, step: int, mail: Mapping[int, bytes], *, wake: bool = True) -> None:
         for client, content in mail.items():
             seat = self._seats.get(client)
             if seat is not None:
                 seat.round, seat.step, seat.mail = round_number, step, content
-                seat.news.set()
+                if wake:
+                    seat.news.set()
                 self._tally.sent_bytes += len(content)
 
     def _present(self) -> dict[int, Certificate]:

@@ -6,6 +6,7 @@ It trusts its authority, its own memory and the plan that it accepted, and nothi
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -209,7 +210,7 @@ class Participant:
         self._session = None
 
 
-def plain_vector(body: bytes, dimension: int, check: Callable[[float], bool]) -> NDArray[np.float64]:
+def plain_vector(body: memoryview, dimension: int, check: Callable[[float], bool]) -> NDArray[np.float64]:
     """An input in the clear, ``[dimension]``; ``check`` judges its norm.
 
     Raises:
@@ -217,8 +218,8 @@ def plain_vector(body: bytes, dimension: int, check: Callable[[float], bool]) ->
     """
     if len(body) != dimension * struct.calcsize("<d"):
         raise FrameError(f"is no vector of {dimension} numbers")
-    vector = np.frombuffer(body, "<f8").astype(np.float64)
-    norm = float(np.linalg.norm(vector))
-    if not np.isfinite(norm) or not check(norm):
+    vector: NDArray[np.float64] = np.frombuffer(body, "<f8")
+    norm = math.sqrt(float(np.dot(vector, vector)))
+    if not math.isfinite(norm) or not check(norm):
         raise FrameError("is a vector that is not finite, or longer than the clip norm")
     return vector

@@ -116,7 +116,7 @@ class NetworkClients:
         sent = {stage.name.lower(): 0 for stage in Stage}
         seconds: dict[str, float] = {}
 
-        def take(client: int, step: int, body: bytes) -> bool:
+        def take(client: int, step: int, body: memoryview) -> bool:
             message: ToServer = decode(body, peer=client)  # type: ignore[assignment]  # the server refuses others
             try:
                 server.receive(message)
@@ -166,7 +166,7 @@ class NetworkClients:
         vectors: dict[int, NDArray[np.float64]] = {}
         bound = inputs.bound
 
-        def take(client: int, step: int, body: bytes) -> bool:
+        def take(client: int, step: int, body: memoryview) -> bool:
             if client not in members:
                 raise UnexpectedMessageError("has no part in this round", offender=client)
             if client in vectors:
@@ -197,7 +197,7 @@ class NetworkClients:
         number: int,
         stage: Stage,
         mail: Mapping[int, bytes],
-        take: Callable[[int, int, bytes], bool],
+        take: Callable[[int, int, memoryview], bool],
         waiting: Callable[[], Any],
     ) -> None:
         training = stage is Stage.MASKED_INPUT or isinstance(self.aggregation, PlainAggregation)

@@ -183,7 +183,7 @@ class Service:
             data = await self._read(request, context, certificate)
         frame, body = await self._decoded(data, context, certificate, Relay)
         try:
-            verdict = self._exchange.take(certificate, frame, bytes(body))
+            verdict = self._exchange.take(certificate, frame, body)
         except (RemoteError, FrameError) as error:
             cause = type(error).__name__.removesuffix("Error")
             self._tally.refuse(cause, certificate.client, str(error))
@@ -198,20 +198,33 @@ class Service:
         return frames.encode(Verdict(verdict="taken"))
 
     async def _read(self, request: AsyncIterator[bytes], context: Any, certificate: Certificate) -> bytes:
-        found = bytearray()
+        loop, task, seconds = asyncio.get_running_loop(), asyncio.current_task(), self._bounds.piece_seconds
+        assert task is not None  # gRPC runs every call in one
+        found, size, slow = list[bytes](), 0, False
+
+        def give_up() -> None:
+            nonlocal slow
+            slow = True
+            task.cancel()
+
+        timer = loop.call_later(seconds, give_up)  # a tenth of the time of ``wait_for``, which makes a task of it
         try:
-            while True:
-                piece = await asyncio.wait_for(anext_or_none(request), self._bounds.piece_seconds)
-                if piece is None:
-                    return bytes(found)
-                found += piece
-                if len(found) > self._bounds.message_bytes:
+            async for piece in request:
+                timer.cancel()
+                timer = loop.call_later(seconds, give_up)
+                found.append(piece)
+                size += len(piece)
+                if size > self._bounds.message_bytes:
                     self._tally.refuse("too long", certificate.client)
                     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the message is too long")
-        except asyncio.TimeoutError:
+        except asyncio.CancelledError:
+            if not slow:
+                raise
             self._tally.refuse("too slow", certificate.client)
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the message came too slowly")
-            raise
+        finally:
+            timer.cancel()
+        return b"".join(found)
 
     async def _decoded(self, data: bytes, context: Any, certificate: Certificate, kind: type[Any]) -> Any:
         try:
@@ -219,13 +232,6 @@ class Service:
         except FrameError as error:
             self._tally.refuse("malformed frame", certificate.client, str(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the frame {error}"[:400])
-
-
-async def anext_or_none(source: AsyncIterator[bytes]) -> bytes | None:
-    """The next piece, or ``None`` at the end."""
-    async for piece in source:
-        return piece
-    return None
 
 
 def pieces(data: bytes) -> Iterator[bytes]:

@@ -161,10 +161,12 @@ class Federation:
     service: Service
     clients: NetworkClients
     parties: list[Party] = field(default_factory=list)
+    through: str | None = None
+    """Where clients connect to, if not to the server itself."""
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.service.port}"
+        return self.through or f"127.0.0.1:{self.service.port}"
 
     def join(self, client: int, folder: Path, **options: Any) -> Party:
         party = Party(self, client, folder, **options)

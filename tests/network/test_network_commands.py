@@ -57,26 +57,17 @@ class Commands:
         self._processes.append(process)
         return process
 
-    def serve(self, port: int = 0, *more: object) -> subprocess.Popen[str]:
+    def serve(self, port: int, ready: int, *more: object) -> subprocess.Popen[str]:
         return self.start(
-            *(
-                "serve",
-                self.experiment,
-                "--listen",
-                f"127.0.0.1:{port}",
-                "--out",
-                self.out,
-                "--ready",
-                CLIENTS - 1,
-            ),
+            *("serve", self.experiment, "--listen", f"127.0.0.1:{port}", "--out", self.out, "--ready", ready),
             *("--identity", self.authority / "server-127.0.0.1.pem", "--revoked", self.authority / "revoked.pem"),
             *("--stage-seconds", 5, "--training-seconds", 60, "--patience", 60, *more),
         )
 
-    def join(self, port: int, *more: object, data: object = None) -> subprocess.Popen[str]:
+    def join(self, port: int, *more: object) -> subprocess.Popen[str]:
         identities = [word for path in self.identities for word in ("--identity", path)]
         return self.start(
-            *("join", f"127.0.0.1:{port}", *identities, "--data", data or self.experiment, "--allow-research"),
+            *("join", f"127.0.0.1:{port}", *identities, "--data", self.experiment, "--allow-research"),
             *more,
         )
 
@@ -94,7 +85,9 @@ class Commands:
     def close(self) -> None:
         for process in self._processes:
             process.kill()
-            process.communicate()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 @pytest.fixture
@@ -110,7 +103,7 @@ def children(parent: int) -> list[int]:
 
 def test_server_and_client_are_killed_and_the_weights_are_the_simulations(commands: Commands) -> None:
     """A client is killed after round 1, the server after round 3; it goes on from its checkpoint."""
-    server = commands.serve(0, "--status-port", 0)
+    server = commands.serve(0, CLIENTS, "--status-port", 0)
     commands.wait_for(lambda: bool(commands.events("listening")))
     port = commands.events("listening")[0]["port"]
     clients = commands.join(port)
@@ -125,7 +118,7 @@ def test_server_and_client_are_killed_and_the_weights_are_the_simulations(comman
     )
     assert unfinished.returncode == 2
     assert "Go on with it by privfed serve" in unfinished.stderr
-    server = commands.serve(port)
+    server = commands.serve(port, CLIENTS - 1)
     said, _ = server.communicate(timeout=300)
     assert server.returncode == 0, said
     assert "going on after round" in said
@@ -156,7 +149,7 @@ def test_server_and_client_are_killed_and_the_weights_are_the_simulations(comman
 
 
 def test_clients_decline_a_plan_and_say_why_to_the_server(commands: Commands) -> None:
-    server = commands.serve(0, "--status-port", 0)
+    server = commands.serve(0, CLIENTS, "--status-port", 0)
     commands.wait_for(lambda: bool(commands.events("listening")))
     port = commands.events("listening")[0]["port"]
     clients = commands.join(port, "--max-epsilon", 0.5)

@@ -1,0 +1,348 @@
+"""The network under load: many clients on loopback, some of which stall or reconnect, beside a bare gRPC echo.
+
+    python benchmarks/network.py --clients 500 --rounds 20 --mode off
+    python benchmarks/network.py --mode protocol --cohort 40
+
+Clients are the real ones, each with a connection and an identity of its own, in threads of a few processes; they
+train nothing and send a vector that is drawn once. ``off`` sends it in the clear: what is measured is the
+network. ``protocol`` masks it, in cohorts: masks among n clients cost n² key exchanges, whoever carries them.
+
+The echo is a bare ``grpc.aio`` server with the same TLS and pieces, on as many connections, in the same run.
+Compared is the processor time of the server by what crosses it, in either direction, and the time on the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import multiprocessing
+import random
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import privfed.network  # before gRPC: it leaves TLS 1.2 out  # isort: skip
+
+import grpc
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+
+from privfed.errors import PrivFedError
+from privfed.federated.aggregation import Inputs, PlainAggregation, RingAggregation
+from privfed.network import frames, pki
+from privfed.network.certificates import Authority
+from privfed.network.errors import DeclinedError
+from privfed.network.exchange import Exchange
+from privfed.network.frames import CHUNK_BYTES, Nothing, Offer
+from privfed.network.half import Expected
+from privfed.network.limits import Limits
+from privfed.network.link import Link
+from privfed.network.memory import ClientMemory
+from privfed.network.participant import Participant
+from privfed.network.remote import Deadlines, NetworkClients
+from privfed.network.service import Bounds, Service, pieces
+from privfed.network.tally import Tally
+from privfed.network.tls import Gate, Revocations, client_credentials, server_credentials
+from privfed.privacy.randomness import SeededSource
+from privfed.secagg import Identity, ProtocolSum, RoundAborted
+
+RUN, BOUND = "0" * 32, 1.0
+assert privfed.network
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked for."""
+
+    clients: int
+    rounds: int
+    dimension: int
+    mode: str
+    cohort: int
+    trouble: float
+    stage_seconds: float
+    processes: int
+
+    @property
+    def aggregation(self) -> Any:
+        if self.mode == "off":
+            return PlainAggregation()
+        return RingAggregation(
+            lambda number, threshold, model, bits: ProtocolSum(number, threshold, model=model, ring_bits=bits),
+            ring_bits=32,
+            threshold=None,
+            masked=True,
+        )
+
+    def inputs(self, number: int, cohort: Any, weights: NDArray[np.float32]) -> Inputs:
+        model = hashlib.sha256(weights.tobytes()).digest()
+        return Inputs(
+            number, tuple(cohort), self.dimension, BOUND, False, lambda c: SeededSource(number, c), model
+        )
+
+
+class FixedHalf:
+    """Sends one vector again and again."""
+
+    def __init__(self, load: Load, client: int) -> None:
+        self.client, self.rounds, self._load = client, load.rounds, load
+        self.initial: NDArray[np.float32] = np.zeros(load.dimension, np.float32)
+        vector = np.random.default_rng(client).normal(size=load.dimension)
+        self._vector = 0.5 * BOUND * vector / np.linalg.norm(vector)
+
+    def expected(self, cohort: int) -> Expected:
+        aggregation = self._load.aggregation
+        if self._load.mode == "off":
+            return Expected(self._load.dimension, 0, 0)
+        inputs = self._load.inputs(1, range(cohort), self.initial)
+        encoding = aggregation.encoding(inputs)
+        return Expected(len(encoding.zeros()), aggregation.threshold_of(inputs), encoding.codec.ring_bits)
+
+    def __call__(self, number: int, weights: NDArray[np.float32], cohort: int) -> NDArray[Any]:
+        if self._load.mode == "off":
+            return self._vector
+        encoding = self._load.aggregation.encoding(self._load.inputs(number, range(cohort), weights))
+        encoded = encoding.zeros()
+        encoding.add(encoded, self.client, self._vector)
+        return encoded
+
+
+def client_process(load: Load, address: str, folder: str, mine: list[int], offer: str, ready: Any) -> None:
+    """Clients ``mine``, a thread each; ends when the server says that the run is over."""
+    counts = {"sent": 0, "stalled": 0, "reconnected": 0, "declined": 0}
+    lock = threading.Lock()
+
+    def one(client: int) -> None:
+        identity = pki.read_identity(Path(folder) / "ca" / f"client-{client}.pem")
+        authority = Authority(identity.authority)
+        memory = ClientMemory(Path(folder) / f"memory-{client}")
+        memory.accept(RUN, offer, 1.0, load.rounds)
+        assert identity.signing_key is not None
+        revocations = pki.read_revocations(Path(folder) / "ca" / "revoked.pem", authority)
+        limits = Limits(allow_unmasked=load.mode == "off")
+        signing = Identity.from_private_bytes(identity.signing_key)
+        participant = Participant(FixedHalf(load, client), signing, authority, limits, memory, RUN, revocations)
+        credentials, draw = client_credentials(identity), random.Random(client)  # noqa: S311 - of a load
+
+        def connect() -> Link:
+            return Link(address, credentials, most_bytes=1 << 28, patience=20)
+
+        link = connect()
+        link.check_in(offer)
+        while True:
+            data = link.poll(participant.position)
+            frame, _ = frames.decode(data, frames.Frame)
+            if isinstance(frame, Nothing):
+                if frame.state == "check in":
+                    participant.start_over()
+                    link.check_in(offer)
+                    continue
+                if frame.state == "wait":
+                    continue
+                break
+            try:
+                answer = participant.receive(data)
+            except DeclinedError as error:
+                with lock:
+                    counts["declined"] += 1
+                link.refuse(participant.position[0], str(error))
+                continue
+            if answer is None:
+                continue
+            chance = draw.random()
+            if chance < load.trouble / 2:
+                with lock:
+                    counts["stalled"] += 1
+                time.sleep(load.stage_seconds * 1.2)
+            elif chance < load.trouble:
+                with lock:
+                    counts["reconnected"] += 1
+                link.close()
+                link = connect()
+            link.send(answer)
+            with lock:
+                counts["sent"] += 1
+        link.close()
+        memory.close()
+
+    def safely(client: int) -> None:
+        try:
+            one(client)
+        except PrivFedError as error:
+            print(f"client {client}: {error}", file=sys.stderr)
+
+    with ThreadPoolExecutor(len(mine)) as pool:
+        list(pool.map(safely, mine))
+    ready.put(counts)
+
+
+def echo_process(load: Load, address: str, folder: str, mine: list[int], ready: Any) -> None:
+    """As many bare connections, each of which has its vector echoed ``rounds`` times."""
+    payload = bytes(8 * load.dimension)
+
+    async def one(client: int) -> None:
+        credentials = client_credentials(pki.read_identity(Path(folder) / "ca" / f"client-{client}.pem"))
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.secure_channel(address, credentials, options) as channel:
+            echo = channel.stream_stream("/bare.Echo/Echo")
+            for _ in range(load.rounds):
+                got = 0
+                async for piece in echo(pieces(payload)):
+                    got += len(piece)
+                assert got == len(payload)
+
+    async def everybody() -> None:
+        await asyncio.gather(*(one(client) for client in mine))
+
+    asyncio.run(everybody())
+    ready.put({})
+
+
+class _Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
+    moved = 0
+
+    def service(self, details: Any) -> Any:
+        return grpc.stream_stream_rpc_method_handler(self.echo)
+
+    async def echo(self, request: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        found = bytearray()
+        async for piece in request:
+            found += piece
+        _Echo.moved += 2 * len(found)
+        for piece in pieces(bytes(found)):
+            yield piece
+
+
+def spread(load: Load) -> list[list[int]]:
+    return [list(range(i, load.clients, load.processes)) for i in range(load.processes)]
+
+
+def start(target: Callable[..., None], load: Load, *arguments: Any) -> tuple[list[Any], Any]:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Queue()
+    *first, last = arguments
+    rest = [] if last is None else [last]
+    processes = [context.Process(target=target, args=(load, *first, mine, *rest, ready)) for mine in spread(load)]
+    for process in processes:
+        process.start()
+    return processes, ready
+
+
+def measure_echo(load: Load, folder: Path) -> dict[str, float]:
+    """Server's processor seconds, seconds on the clock and bytes of the echo."""
+    identity = pki.read_identity(folder / "ca" / "server-127.0.0.1.pem")
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+    async def open_server() -> tuple[Any, int]:
+        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 2 * CHUNK_BYTES)])
+        server.add_generic_rpc_handlers((_Echo(),))
+        port = server.add_secure_port("127.0.0.1:0", server_credentials(identity))
+        await server.start()
+        return server, port
+
+    server, port = asyncio.run_coroutine_threadsafe(open_server(), loop).result()
+    began, cpu = time.perf_counter(), time.process_time()
+    processes, ready = start(echo_process, load, f"127.0.0.1:{port}", str(folder), None)
+    for _ in processes:
+        ready.get()
+    found = {"cpu": time.process_time() - cpu, "clock": time.perf_counter() - began, "bytes": float(_Echo.moved)}
+    asyncio.run_coroutine_threadsafe(server.stop(0), loop).result()
+    for process in processes:
+        process.join()
+    return found
+
+
+def measure_rounds(load: Load, folder: Path) -> dict[str, Any]:
+    """The same of rounds, what became of them, and the memory of the server."""
+    identity = pki.read_identity(folder / "ca" / "server-127.0.0.1.pem")
+    authority = Authority(identity.authority)
+    revocations = Revocations(folder / "ca" / "revoked.pem", authority)
+    offer = Offer(run=RUN, settings={}, clients=load.clients, input_shape=[1], classes=2, initial_sha256="0" * 64)
+    tally = Tally(folder / "events.jsonl")
+    exchange = Exchange(offer, lambda: revocations().der, tally, load.clients)
+    bounds = Bounds(message_bytes=8 * load.dimension + (1 << 20), connections=4 * load.clients)
+    gate = Gate(authority, revocations, load.clients)
+    service = Service("127.0.0.1:0", server_credentials(identity), gate, exchange, tally, bounds)
+    service.start()
+    deadlines = Deadlines(load.stage_seconds, load.stage_seconds)
+    clients = NetworkClients(service, exchange, load.aggregation, deadlines, tally)
+    processes, ready = start(client_process, load, f"127.0.0.1:{service.port}", str(folder), frames.digest(offer))
+    there = service.call(exchange.arrivals(load.clients, 300))
+    print(f"{there} of {load.clients} clients are there", file=sys.stderr)
+    weights, draw = np.zeros(load.dimension, np.float32), random.Random(0)  # noqa: S311 - of a load
+    seconds: list[float] = []
+    survivors: list[int] = []
+    sent, received = tally.sent_bytes, tally.received_bytes
+    began, cpu = time.perf_counter(), time.process_time()
+    for number in range(1, load.rounds + 1):
+        cohort = sorted(draw.sample(range(load.clients), load.cohort))
+        started = time.perf_counter()
+        try:
+            survivors.append(len(clients.sum(weights, load.inputs(number, cohort, weights)).survivors))
+        except RoundAborted as error:
+            survivors.append(0)
+            print(f"round {number}: {error}", file=sys.stderr)
+        seconds.append(time.perf_counter() - started)
+    found = {
+        "cpu": time.process_time() - cpu,
+        "clock": time.perf_counter() - began,
+        "bytes": float(tally.sent_bytes - sent + tally.received_bytes - received),
+        "round_seconds": [round(s, 2) for s in seconds],
+        "survivors": survivors,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "late": tally.late,
+        "refused": dict(tally.refused),
+    }
+    service.stop("finished")
+    counts = [ready.get() for _ in processes]
+    for process in processes:
+        process.join(60)
+    found["clients"] = {name: sum(count[name] for count in counts) for name in counts[0]}
+    tally.close()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--dimension", type=int, default=50_000)
+    parser.add_argument("--mode", choices=["off", "protocol"], default="off")
+    parser.add_argument("--cohort", type=int, help="clients drawn for each round; all unless given")
+    parser.add_argument(
+        "--trouble", type=float, default=0.2, help="share of answers before which a client stalls or reconnects"
+    )
+    parser.add_argument("--stage-seconds", type=float, default=20.0)
+    parser.add_argument("--processes", type=int, default=2)
+    given = vars(parser.parse_args())
+    load = Load(**{**given, "cohort": given["cohort"] or given["clients"]})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pki.create(folder / "ca")
+        pki.issue(folder / "ca", server="127.0.0.1")
+        for client in range(load.clients):
+            pki.issue(folder / "ca", client=client)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        rounds = measure_rounds(load, folder)
+        echo = measure_echo(load, folder)
+    result: dict[str, Any] = {"load": given, "start_mib": round(before), "rounds": rounds, "echo": echo}
+    for name in ("cpu", "clock"):
+        per_byte = {side: found[name] / found["bytes"] for side, found in (("rounds", rounds), ("echo", echo))}
+        result[f"{name}_seconds_per_gb"] = {side: round(value * 1e9, 2) for side, value in per_byte.items()}
+        result[f"{name}_overhead"] = round(per_byte["rounds"] / per_byte["echo"], 2)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
