@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -28,7 +29,9 @@ class Recorder:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
         self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._pumps: list[threading.Thread] = []
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def _accept(self) -> None:
         while True:
@@ -36,11 +39,17 @@ class Recorder:
                 near, _ = self._listening.accept()
             except OSError:
                 return
-            far = socket.create_connection(self._target)
+            try:
+                far = socket.create_connection(self._target)
+            except OSError:
+                near.close()
+                continue
             self._sockets += [near, far]
             for source, sink in ((near, far), (far, near)):
                 self.streams.append(bytearray())
-                threading.Thread(target=self._pump, args=(source, sink, self.streams[-1]), daemon=True).start()
+                pump = threading.Thread(target=self._pump, args=(source, sink, self.streams[-1]), daemon=True)
+                pump.start()
+                self._pumps.append(pump)
 
     def _pump(self, source: socket.socket, sink: socket.socket, kept: bytearray) -> None:
         try:
@@ -52,6 +61,13 @@ class Recorder:
             pass
 
     def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)  # which ends the waiting for a connection, as closing does not
+        self._accepting.join()
+        for each in self._sockets:
+            with suppress(OSError):  # it ended by itself
+                each.shutdown(socket.SHUT_RDWR)
+        for pump in self._pumps:
+            pump.join()
         for each in [self._listening, *self._sockets]:
             each.close()
 

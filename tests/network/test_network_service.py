@@ -107,7 +107,7 @@ def lone_server(authority_folder: Path, tmp_path_factory: pytest.TempPathFactory
         assert server.stdout is not None
         yield "127.0.0.1", int(server.stdout.readline())
         server.stdin.close()
-        assert server.wait(20) == 0
+        assert server.wait(60) == 0
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
