@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -38,6 +39,9 @@ from privfed.settings_file import load_settings
 
 MOST_CLIENTS = 1_000_000
 """In a population that a client takes for real."""
+
+DRAINING_SECONDS = 2.0
+"""Before a client looks whether a server that went away is back."""
 
 MOST_BYTES = 1 << 30
 """Of a frame of the server."""
@@ -115,6 +119,8 @@ def _take_part(
             if isinstance(frame, Nothing):
                 if frame.state == "finished":
                     return {**counts, "status": "finished"}
+                if frame.state == "draining":
+                    time.sleep(DRAINING_SECONDS)
                 if frame.state != "wait":
                     _return_to(link, participant, offer, authority, memory, run)
                 continue

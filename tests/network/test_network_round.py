@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from loopback import AGGREGATION, CLIENTS, FakeHalf, Federation, eventually, inputs_of, update_of
+from loopback import AGGREGATION, CLIENTS, DIMENSION, FakeHalf, Federation, eventually, inputs_of, update_of
 
-from privfed.federated.aggregation import Aggregate
+from privfed.federated.aggregation import Aggregate, PlainAggregation
 from privfed.network.errors import DeclinedError
+from privfed.network.half import Expected
 from privfed.network.limits import Limits
 from privfed.network.link import Link
 from privfed.network.remote import Deadlines
@@ -181,6 +182,56 @@ def test_events_hold_no_secret_and_no_update(federation: Federation, tmp_path: P
     found = events(tmp_path)
     assert found
     assert all(event.keys() <= known for event in found)
+
+
+@dataclass
+class PlainHalf(FakeHalf):
+    """Sends ``update_of`` in the clear."""
+
+    factor: float = 1.0
+
+    def expected(self, cohort: int) -> Expected:
+        return Expected(DIMENSION, 0, 0)
+
+    def __call__(self, number: int, weights: Any, cohort: int) -> Any:
+        return self.factor * update_of(self.client, number)
+
+
+def test_without_masks_the_sum_is_the_plain_one_and_the_server_sees_each_vector(
+    federation: Federation, tmp_path: Path
+) -> None:
+    federation.clients = replace(federation.clients, aggregation=PlainAggregation())
+    for client in range(CLIENTS):
+        federation.join(client, tmp_path, half=PlainHalf(client), limits=Limits(allow_unmasked=True))
+    federation.wait_for(CLIENTS)
+    found = federation.round(1)
+    expected = PlainAggregation().sum(
+        inputs_of(1, range(CLIENTS)), {c: update_of(c, 1) for c in range(CLIENTS)}, {}
+    )
+    np.testing.assert_array_equal(found.total, expected.total)
+    assert sorted(found.received) == list(range(CLIENTS))
+
+
+def test_a_vector_in_the_clear_that_is_too_long_or_no_number_is_refused(
+    federation: Federation, tmp_path: Path
+) -> None:
+    federation.clients = replace(federation.clients, aggregation=PlainAggregation())
+    for client in range(CLIENTS):
+        factor = {2: 2.1, 3: np.nan, 4: np.inf}.get(client, 1.0)
+        half = PlainHalf(client, factor=factor)
+        federation.join(client, tmp_path, half=half, limits=Limits(allow_unmasked=True))
+    federation.clients = replace(federation.clients, deadlines=Deadlines(2, 2))
+    federation.wait_for(CLIENTS)
+    assert federation.round(1).survivors == (0, 1, 5, 6, 7)
+    assert federation.tally.refused == {"Frame": 3}
+
+
+def test_a_client_that_wants_masks_sends_nothing_in_the_clear(federation: Federation, tmp_path: Path) -> None:
+    federation.clients = replace(federation.clients, aggregation=PlainAggregation())
+    for client in range(CLIENTS):
+        federation.join(client, tmp_path, half=PlainHalf(client), limits=Limits(allow_unmasked=client > 0))
+    federation.wait_for(CLIENTS)
+    assert federation.round(1).survivors == tuple(range(1, CLIENTS))
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
