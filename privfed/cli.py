@@ -69,8 +69,8 @@ def audit(
         raise SettingError("is missing", where="--out", remedy="Name a folder for the run's files")
     settings = _settings(experiment, overrides)
     key = _signing_key(sign)
+    from privfed.auditing import run_audit
     from privfed.console import Console
-    from privfed.runs import run_audit
 
     console = Console(quiet=as_json)
     evidence = run_audit(settings, out, console, sweep=sweep, key=key)

@@ -141,7 +141,7 @@ def attack_all(
     experiment: Experiment,
     settings: Sequence[Setting],
     console: Console,
-    keep: Callable[[AttackOutcome], None] | None = None,
+    keep: Callable[[Exposure], None] | None = None,
 ) -> list[Exposure]:
     """Run the configured attacks on every observer's view of every setting; ``keep`` is given each outcome."""
     chosen = experiment.settings.attacks
@@ -151,9 +151,9 @@ def attack_all(
     steps = sum(min(chosen.targets, len(view.observations)) * len(methods) for _, view in views)
     with console.progress("attacks", steps) as advance:
 
-        def note(who: str, _done: int, _steps: int, newest: AttackOutcome) -> None:
+        def note(setting: Setting, who: str, _done: int, _steps: int, newest: AttackOutcome) -> None:
             if keep is not None:
-                keep(newest)
+                keep(Exposure(setting.workload, setting.defence, newest))
             advance(who)
 
         for index, (setting, view) in enumerate(views):
@@ -165,7 +165,7 @@ def attack_all(
                 setting.population.mean_image(),
                 np.random.default_rng([chosen.seed, index]),
                 max_observations=chosen.targets,
-                progress=partial(note, label),
+                progress=partial(note, setting, label),
                 held_out=held_out(setting.population),
             )
             exposures += [Exposure(setting.workload, setting.defence, outcome) for outcome in outcomes]

@@ -1,26 +1,22 @@
-"""What the commands do: train, attack, audit. Each leaves its folder so that ``privfed verify`` can judge it."""
+"""What the commands do: train and attack. Each leaves its folder so that ``privfed verify`` can judge it."""
 
 from __future__ import annotations
 
 import json
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from attacks import AttackOutcome
 from privfed.attack_scores import outcome_values, summarise
 from privfed.config import Settings
 from privfed.console import Advance, Console
 from privfed.errors import OutputError, SettingError, Stopped
 from privfed.experiment import Experiment, compose
-from privfed.exposure import AS_CONFIGURED, NO_DEFENCE, Exposure, attack_all, own_updates, probes
+from privfed.exposure import AS_CONFIGURED, Exposure, attack_all, own_updates
 from privfed.federated.checkpoint import Checkpoints
 from privfed.federated.client_evaluation import evaluate_clients
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, digest
@@ -28,7 +24,6 @@ from privfed.files import write_text
 from privfed.manifest import seal
 from privfed.privacy.accounting import Guarantee, marks, shared, statements
 from privfed.privacy.ledger_report import verify_ledger
-from privfed.publication import publish, withdraw
 from privfed.rundir import SERVED, TRANSCRIPT, MetricsFile, RunFolder
 from privfed.tensorboard import EventFile
 from privfed.transcript import Observer
@@ -93,8 +88,8 @@ def run_attack(settings: Settings, observer: str, out: Path | None, console: Con
     with ExitStack() as stack:
         lines = stack.enter_context(MetricsFile(out / ATTACK_FILES[0])) if out else None
 
-        def keep(outcome: AttackOutcome) -> None:
-            rows.append(outcome_values(outcome))
+        def keep(exposure: Exposure) -> None:
+            rows.append(outcome_values(exposure.outcome))
             if lines is not None:
                 lines.write(rows[-1])
 
@@ -110,60 +105,6 @@ def run_attack(settings: Settings, observer: str, out: Path | None, console: Con
         kept = f", kept in {out}" if out else ""
         raise Stopped(f"stopped after {len(rows)} outcomes{kept}", 130)
     return found
-
-
-def run_audit(
-    settings: Settings,
-    out: Path,
-    console: Console,
-    *,
-    sweep: Path | None = None,
-    key: Ed25519PrivateKey | None = None,
-) -> Any:
-    """Train with and without protection, attack, account, and write the report; returns the evidence.
-
-    ``sweep`` is the folder of a sweep on the same clients, shown beside the run; ``key`` signs the report.
-    """
-    from privfed.audit.assemble import Material, assemble
-    from privfed.audit.assemble.accounting import read_search
-    from privfed.membership import infer_membership
-
-    if sweep is not None:
-        read_search(sweep)  # refused before anything is trained
-
-    started = time.perf_counter()
-    folder = RunFolder(out, settings)
-    experiment = compose(settings)
-    result = train_protected(experiment, folder, console)
-    withdraw(out)
-    baseline = train_baseline(experiment, folder, console) if settings.audit.baseline else None
-    control = None
-    if settings.audit.canary_control:
-        control = _train(experiment.without_canaries(), None, None, "training without canaries", console)
-    exposures: list[Exposure] = []
-    if settings.attacks.enabled and settings.training.rounds:
-        tried = probes(experiment)
-        if baseline is not None:
-            open_views = [Observer.SERVER, Observer.CLIENT, Observer.RELEASE]
-            tried.append(own_updates(experiment, baseline.transcript, NO_DEFENCE, open_views))
-        tried.append(own_updates(experiment, result.transcript, AS_CONFIGURED, list(Observer)))
-        exposures = attack_all(experiment, tried, console)
-    membership = infer_membership(experiment, result.weights, console) if settings.audit.membership else None
-    evidence = assemble(
-        Material(
-            experiment,
-            folder,
-            result,
-            baseline,
-            exposures,
-            membership,
-            time.perf_counter() - started,
-            control,
-            sweep,
-        )
-    )
-    publish(evidence, out, key)
-    return evidence
 
 
 def train_protected(
@@ -234,6 +175,11 @@ def _introduce(experiment: Experiment, console: Console) -> None:
 def train_baseline(experiment: Experiment, folder: RunFolder, console: Console) -> TrainingResult:
     """The same training without protection."""
     return _train(experiment.unprotected(), None, folder, "training without protection", console, baseline=True)
+
+
+def train_alone(experiment: Experiment, title: str, console: Console) -> TrainingResult:
+    """A training in memory only, that nothing is spent on."""
+    return _train(experiment, None, None, title, console)
 
 
 def _train(

@@ -12,6 +12,7 @@ import privfed.runs
 from attacks import AttackOutcome
 from privfed.console import Console
 from privfed.errors import Stopped
+from privfed.exposure import Exposure
 from privfed.settings_file import load_settings
 from privfed.transcript import Kind, Observer
 
@@ -61,7 +62,8 @@ def test_a_masked_sum_of_four_clients_is_broken_and_said_so(privfed_command: lis
 
 def test_an_interrupt_keeps_the_finished_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(experiment, settings, console, keep):  # type: ignore[no-untyped-def]
-        keep(AttackOutcome(Observer.SERVER, Kind.CLIENT_UPDATE, 1, 1.0, "auto", "no way in", 0.1, 0, float("nan")))
+        who = (Observer.SERVER, Kind.CLIENT_UPDATE, 1, 1.0, "auto")
+        keep(Exposure("own", "none", AttackOutcome(*who, "no way in", 0.1, 0, float("nan"))))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(privfed.runs, "attack_all", interrupted)

@@ -114,7 +114,7 @@ def test_digits_trained(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_digits_audited(tmp_path: Path) -> None:
-    from privfed.runs import run_audit
+    from privfed.auditing import run_audit
 
     settings = example("digits", "training.rounds=2", "attacks.targets=1", "attacks.iterations=20")
     evidence = run_audit(settings, tmp_path, Console(quiet=True))

@@ -33,6 +33,7 @@ EVERYBODY = (
     "privfed.attack_scores",
     "privfed.membership",
     "privfed.comparison",
+    "privfed.auditing",
     "privfed.verification",
     "privfed.audit.assemble",
     "privfed.sweep.worker",

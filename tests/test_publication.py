@@ -12,9 +12,13 @@ import pytest
 from test_manifest import key_files
 from test_verification import evidence_of, write_run
 
-from privfed.errors import OutputError, PrivFedError
+from privfed.console import Console
+from privfed.errors import OutputError, PrivFedError, Stopped
 from privfed.publication import print_page, publish
+from privfed.report import read_report
 from privfed.report.compare import MOST_RUNS
+from privfed.settings_file import load_settings
+from privfed.verification import verify_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,3 +133,58 @@ def test_an_audit_with_a_sweep_signed_and_checked(tmp_path: Path, privfed_comman
     page = (out / "report.html").read_text(encoding="utf-8")
     assert 'id="fig-trade-off-t"' in page
     assert "not signed" in run("verify", swept / "trials" / "1")
+
+
+SMALL = (
+    "training.rounds=1",
+    "secure_aggregation.mode=ring",
+    "audit.canaries=0",
+    "audit.canary_control=false",
+    "audit.baseline=false",
+    'audit.membership=["loss"]',
+)
+
+
+@pytest.mark.slow
+def test_an_interrupted_audit_leaves_a_partial_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import privfed.auditing
+
+    whole = privfed.auditing.attack_all
+
+    def interrupted(experiment: Any, settings: Any, console: Any, keep: Any) -> None:
+        whole(experiment, settings[:1], console, keep)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(privfed.auditing, "attack_all", interrupted)
+    settings = load_settings(
+        ROOT / "examples" / "digits.toml", [*SMALL, "attacks.targets=1", "attacks.iterations=5"]
+    )
+    with pytest.raises(Stopped, match=r"the report in .* is partial") as stop:
+        privfed.auditing.run_audit(settings, tmp_path / "run", Console(quiet=True))
+    assert stop.value.exit_code == 130
+    evidence = read_report(tmp_path / "run" / "report.json")
+    assert evidence.run.status == "partial"
+    assert evidence.membership is None
+    assert {a.defence for a in evidence.attacks} == {"none"}
+    assert evidence.limits[0] == "This report is partial: it was interrupted before every attack was run."
+    assert "Partial report" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert verify_run(tmp_path / "run").holds
+
+
+@pytest.mark.slow
+def test_a_model_that_nothing_can_be_inferred_from_still_gets_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import privfed.auditing
+
+    def refuse(*_: Any) -> None:
+        raise PrivFedError("the model gives confidences that are not finite")
+
+    monkeypatch.setattr(privfed.auditing, "infer_membership", refuse)
+    settings = load_settings(ROOT / "examples" / "digits.toml", [*SMALL, "attacks.enabled=false"])
+    evidence = privfed.auditing.run_audit(settings, tmp_path / "run", Console(quiet=True))
+    assert evidence.run.status == "partial"
+    assert "confidences that are not finite" in evidence.limits[0]
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "no attack was run" in page
+    assert "Not measured: membership inference" in page

@@ -69,7 +69,12 @@ def assemble(m: Material) -> ev.Evidence:
         checks=tuple(checks_of(m, canaries, sweep)),
         trust=tuple(trust_of(m)),
         unnoised=tuple(ev.UnnoisedQuantity(name=name, why=why) for name, why in UNNOISED),
-        limits=(*LIMITS, *abort_limit_of(m), *canary_limits_of(canaries)),
+        limits=(
+            *(f"This report is partial: {why}." for why in m.missing),
+            *LIMITS,
+            *abort_limit_of(m),
+            *canary_limits_of(canaries),
+        ),
     )
 
 
@@ -89,7 +94,7 @@ def _run(m: Material) -> ev.Run:
         randomness=e.streams.describe(),
         executor=settings.executor,
         seconds=m.seconds,
-        status="complete",
+        status="partial" if m.missing else "complete",
         settings=settings.model_dump(mode="json"),
         settings_fingerprint=settings.fingerprint(),
         data=ev.Data(

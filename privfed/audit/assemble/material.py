@@ -33,6 +33,8 @@ class Material:
     control: TrainingResult | None = None
     sweep: Path | None = None
     """Folder of a sweep or a tuning on the same clients."""
+    missing: tuple[str, ...] = ()
+    """Why the audit is not whole."""
 
 
 def guarantees_of(m: Material) -> Mapping[str, Guarantee]:
