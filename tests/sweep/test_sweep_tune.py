@@ -18,7 +18,7 @@ from privfed.privacy.sampling import PoissonSampling
 from privfed.settings_file import load_settings
 from privfed.sweep.grid import Base, Trial
 from privfed.sweep.search import Range, ranges_for, spread
-from privfed.sweep.tune import Tune, fragment, run_tune
+from privfed.sweep.tune import Tune, fragment, read_tune, run_tune
 
 BUDGET = 30
 
@@ -113,6 +113,7 @@ def test_same_result_after_an_interrupt(base: Base, tmp_path: Path) -> None:
     assert len(again.ran) == 13
     assert resumed.best == whole.best
     assert resumed.trials == whole.trials
+    assert read_tune(tmp_path / "two" / "tune.json") == resumed
 
 
 def test_failures_leave_the_search_going(base: Base, tmp_path: Path) -> None:
