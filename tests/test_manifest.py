@@ -74,7 +74,8 @@ def test_a_signed_report_holds_and_says_by_whom(signed: Path, keys: tuple[Path, 
     assert "give --key to say whose it must be" in verify_run(signed).as_text()
 
 
-@settings(deadline=None, max_examples=120)
+@pytest.mark.slow
+@settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_any_changed_byte_of_any_file_is_found(
     data: st.DataObject, signed: Path, keys: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
@@ -90,7 +91,7 @@ def test_any_changed_byte_of_any_file_is_found(
     assert not holds(folder, keys[1])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 @given(data=st.data())
 def test_without_a_signature_one_byte_is_found_as_well(
     data: st.DataObject, signed: Path, tmp_path_factory: pytest.TempPathFactory

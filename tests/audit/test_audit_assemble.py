@@ -8,6 +8,8 @@ import pytest
 
 from privfed.audit import evidence as ev
 from privfed.audit.assemble import verdict
+from privfed.audit.assemble.statements import SETTINGS_OF
+from privfed.privacy.plan import KINDS
 
 TERMS = ("δ = 1e-05", "client-level", "neighbours: add or remove one client", "sampling: Poisson, rate 0.1")
 
@@ -88,3 +90,7 @@ def test_a_failed_check_flags_the_claim(status: str, flagged: bool) -> None:
     found = verdict(observers, canaries, set())
     assert (found.level == "exposed") == flagged
     assert ("FLAGGED" in found.text and "noise as claimed" in found.text) == flagged
+
+
+def test_every_mechanism_has_its_words() -> None:
+    assert set(SETTINGS_OF) == {*KINDS, "none"}

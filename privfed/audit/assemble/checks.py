@@ -23,6 +23,7 @@ Result = Literal["passed", "failed", "not checked"]
 Found = tuple[Result, str]
 LARGE_EPSILON = 10.0
 """Above it a guarantee says little (Ponomareva et al. 2023, section 5.2)."""
+DIVISOR = "The sum is divided by a number that does not depend on who came"
 FALSE_ALARM = 1e-4
 """Chance that cohorts drawn as claimed are called suspicious."""
 
@@ -43,7 +44,7 @@ def checks_of(m: Material, canaries: ev.Canaries | None, sweep: ev.SweepEvidence
         ("unit", "All of a client's data counts as one", _unit(m)),
         ("unit", "One person is one client", ("not checked", "who is behind a client is not in the data")),
         ("implementation", "Cohorts vary as the sampling scheme says", measured(lambda m: _cohorts(m, canaries))),
-        ("implementation", "The sum is divided by a number that does not depend on who came", measured(_divisor)),
+        ("implementation", DIVISOR, measured(lambda m: _divisor(m, canaries))),
         ("implementation", "No update in the recorded sums is longer than the clip norm", measured(_clipped)),
         ("implementation", "The noise is as strong as accounted", _canary(canaries)),
         ("implementation", "The noise cannot be drawn again by who knows a seed", measured(_secret_noise)),
@@ -139,10 +140,12 @@ def _of_the_audit(canaries: ev.Canaries, subject: str) -> Found:
     return "not checked", "canaries are in the training, and its own checks did not come to it"
 
 
-def _divisor(m: Material) -> Found:
+def _divisor(m: Material, canaries: ev.Canaries | None) -> Found:
     divisor = m.experiment.divisor
     if divisor is None:
         return "not checked", "the unit is an example: cohorts amplify nothing, so that their size is no secret"
+    if canaries is not None and (audited := _of_the_audit(canaries, "divided by"))[0] != "not checked":
+        return audited
     return "passed", f"by {divisor:g}, the expected cohort"
 
 

@@ -1,0 +1,64 @@
+"""The committed reference report: it verifies, and renders to the very pages that are committed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from privfed.publication import render_folder
+from privfed.report import read_report
+from privfed.report.storage import REPORT_JSON, page_texts
+from privfed.verification import verify_run
+
+REFERENCE = Path(__file__).parents[2] / "reports" / "reference"
+FAULTY = "render it again with `privfed report reports/reference`, and look at what changed"
+
+
+def test_it_renders_identically() -> None:
+    for name, text in page_texts(read_report(REFERENCE / REPORT_JSON)).items():
+        assert (REFERENCE / name).read_text(encoding="utf-8") == text, f"{name}: {FAULTY}"
+
+
+def test_it_verifies_with_all_that_it_was_made_from() -> None:
+    result = verify_run(REFERENCE)
+    assert result.holds, result.as_text()
+    assert result.epsilon == pytest.approx(3, abs=0.01)
+    names = {path.name for path in REFERENCE.iterdir()}
+    inputs = {"config.toml", "ledger.jsonl", "metrics.jsonl", "metrics-baseline.jsonl", "transcript.npz"}
+    assert inputs <= names
+
+
+def test_it_shows_every_part() -> None:
+    evidence = read_report(REFERENCE / REPORT_JSON)
+    for part in ("membership", "canaries", "accounting", "clients"):
+        assert getattr(evidence, part) is not None, part
+    assert evidence.checks
+    assert evidence.statements
+    assert evidence.canaries is not None
+    assert evidence.canaries.accuracy_without is not None
+    assert len(page_texts(evidence)["report.html"].encode()) < 2_000_000
+
+
+def test_a_report_of_schema_version_1_still_opens(tmp_path: Path) -> None:
+    """As version 1 wrote it: without the parts that came later."""
+    tree = json.loads((REFERENCE / REPORT_JSON).read_text(encoding="utf-8"))
+    for part in ("accounting", "clients", "sweep", "statements", "checks", "trust"):
+        tree.pop(part)
+    for key in ("bound", "smallest_sum"):
+        tree["secure_aggregation"].pop(key)
+    for observer in tree["canaries"]["observers"]:
+        observer.pop("roc")
+    tree["schema_version"] = 1
+    (tmp_path / REPORT_JSON).write_text(json.dumps(tree), encoding="utf-8")
+    page = render_folder(tmp_path).read_text(encoding="utf-8")
+    for words in ("before it held the items of a claim", "before it held a checklist", "Not recorded"):
+        assert words in page
+
+
+def test_it_renders_from_its_json_alone(tmp_path: Path) -> None:
+    shutil.copy(REFERENCE / REPORT_JSON, tmp_path)
+    page = render_folder(tmp_path)
+    assert page.read_bytes() == (REFERENCE / "report.html").read_bytes()
