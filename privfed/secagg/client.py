@@ -32,13 +32,13 @@ from privfed.secagg.keys import (
     commit_to_model,
     commit_to_seed,
     inclusion_token,
-    input_key,
     matches,
     message_to_sign,
     pair_mask_key,
     seal,
     self_mask_key,
     survivors_to_sign,
+    tag_key,
     tag_of,
     unseal,
 )
@@ -61,7 +61,7 @@ from privfed.secagg.ring import RingVector
 from privfed.secagg.sessions import UsedSessions
 from privfed.secagg.states import ClientState, State, Step, after_message, after_step
 
-_Signed = TypeVar("_Signed", AdvertiseKeys, ShareKeys, UnmaskShares)
+_Tagged = TypeVar("_Tagged", ShareKeys, MaskedInput, UnmaskShares)
 
 
 class Client:
@@ -108,7 +108,7 @@ class Client:
         self._model_digest = commit_to_model(self._scope, model)
         self._mask_pair, self._channel_pair = KeyPair.generate(), KeyPair.generate()
         self._seed = os.urandom(shamir.SECRET_BYTES)
-        self._input_key = b""
+        self._tag_key = b""
         self._advertisement: AdvertiseKeys | None = None
         self._peer_mask_keys: dict[int, bytes] = {}
         self._inbound_keys: dict[int, bytes] = {}
@@ -187,8 +187,7 @@ class Client:
         apply_masks(masked, added, subtracted, self.workers)
         ring.reduce(masked, self.params.ring_bits)
         included = {peer: token for peer, token in self._own_tokens.items() if peer in self._held}
-        message = MaskedInput(self.client_id, RingVector(self.params.ring_bits, masked), included)
-        message = replace(message, tag=tag_of(self._input_key, wire.authenticated(message)))
+        message = self._tagged(MaskedInput(self.client_id, RingVector(self.params.ring_bits, masked), included))
         self._state = following
         # Whoever takes over the process from now on cannot strip the masks. Best effort: Python keeps copies.
         self._forget_keys()
@@ -203,13 +202,17 @@ class Client:
         self._state = after_step(self._state, Step.ABORT)
         self._forget_keys()
         self._peer_mask_keys, self._inbound_keys, self._own_tokens, self._peer_tokens = {}, {}, {}, {}
-        self._held = {}
+        self._held, self._tag_key = {}, b""
 
     def _forget_keys(self) -> None:
-        for name in ("_mask_pair", "_channel_pair", "_seed", "_input_key"):
+        for name in ("_mask_pair", "_channel_pair", "_seed"):
             vars(self).pop(name, None)
 
-    def _sign(self, message: _Signed) -> _Signed:
+    def _tagged(self, message: _Tagged) -> _Tagged:
+        tag = tag_of(self._tag_key, wire.kind_of(message), wire.authenticated(message))
+        return replace(message, tag=tag)
+
+    def _sign(self, message: AdvertiseKeys) -> AdvertiseKeys:
         content = message_to_sign(self._scope, wire.digest_to_sign(message), self.client_id)
         return replace(message, signature=self._identity.sign(content))
 
@@ -231,12 +234,12 @@ class Client:
             sealed[peer] = seal(scope, outbound, own, peer, seed_share, key_share)
         commitment = commit_to_seed(scope, self._seed, own)
         with_server = self._channel_pair.exchange(roster.server_key, owner=None)
-        self._input_key = input_key(scope, with_server, own)
+        self._tag_key = tag_key(scope, with_server, own)
         self._scope = scope
         self._peer_mask_keys = {entry.sender: entry.mask_key for entry in roster.entries}
         self._inbound_keys, self._own_tokens, self._peer_tokens = inbound, own_tokens, peer_tokens
         self._held = {own: (seed_shares[0], key_shares[0])}
-        return self._sign(ShareKeys(own, commitment, sealed))
+        return self._tagged(ShareKeys(own, commitment, sealed))
 
     def _check_roster(self, roster: Roster) -> None:
         params, own = self.params, self.client_id
@@ -346,14 +349,14 @@ class Client:
                     offender=None,
                 )
         self._check_inclusion(request)
-        answer = self._sign(
+        answer = self._tagged(
             UnmaskShares(
                 own,
                 {owner: shares[0] for owner, shares in self._held.items() if owner in self._survivors},
                 {owner: shares[1] for owner, shares in self._held.items() if owner not in self._survivors},
             )
         )
-        self._held, self._peer_tokens = {}, {}
+        self._held, self._peer_tokens, self._tag_key = {}, {}, b""
         return answer
 
     def _check_inclusion(self, request: UnmaskRequest) -> None:

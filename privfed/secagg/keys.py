@@ -33,7 +33,7 @@ class Purpose(Enum):
     SELF_MASK = b"self mask"
     CHANNEL = b"channel"
     INCLUDED = b"included"
-    INPUT = b"input"
+    TO_SERVER = b"to server"
     COMMITMENT = b"commitment"
     GRAPH = b"graph"
     MODEL = b"model"
@@ -169,21 +169,21 @@ def inclusion_token(scope: Scope, shared: bytes, sender: int, recipient: int) ->
     return scope.key(shared, Purpose.INCLUDED, sender, recipient)
 
 
-def input_key(scope: Scope, shared: bytes, sender: int) -> bytes:
-    """Key of the tag of ``sender``'s one masked input, from the secret of its channel key with the server's key.
+def tag_key(scope: Scope, shared: bytes, sender: int) -> bytes:
+    """Key of ``sender``'s tags, 32 bytes, from the secret that its channel key has with the server's key.
 
     A client's signed advertisement says whose channel key it is; the server's is in the top.
     """
-    return scope.key(shared, Purpose.INPUT, sender, sender)
+    return scope.key(shared, Purpose.TO_SERVER, sender, sender)
 
 
-def tag_of(key: bytes, pieces: Iterable[bytes | memoryview]) -> bytes:
+def tag_of(key: bytes, kind: int, pieces: Iterable[bytes | memoryview]) -> bytes:
     """GMAC with AES-256 (NIST SP 800-38D, section 6.4) of all ``pieces``, 16 bytes.
 
-    The nonce is zero, so that ``key`` must be for one message only. To forge a message of b bytes without it
-    succeeds with probability ``b * 2**-132``.
+    The nonce is the message's ``kind``, of which a client sends one in a session. To forge a message of b bytes
+    without the key succeeds with probability ``b * 2**-132``.
     """
-    mac = Cipher(algorithms.AES256(key), modes.GCM(bytes(NONCE_BYTES))).encryptor()
+    mac = Cipher(algorithms.AES256(key), modes.GCM(kind.to_bytes(NONCE_BYTES, "big"))).encryptor()
     for piece in pieces:
         mac.authenticate_additional_data(piece)
     mac.finalize()

@@ -1,8 +1,8 @@
 """The messages of the protocol, frozen; Bonawitz et al. 2017, figure 4, with the malicious setting's signatures.
 
-Every message of a client ends with its Ed25519 signature: over the rest of the message, or, for
-``ConsistencySignature``, over the list it was shown. ``MaskedInput`` alone, which nobody but the server is ever
-shown, ends with a tag that takes a twentieth of the time of a hash.
+What other clients are shown ends with its sender's Ed25519 signature: over the rest of the message, or, for
+``ConsistencySignature``, over the list it was shown. What only the server ever sees ends with a tag, by a key that
+only sender and server can derive, which takes a twentieth of the time of a hash.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class AdvertiseKeys:
 class Roster:
     """Server to every client that advertised: what its neighbours advertised, by ascending sender.
 
-    ``top`` is a hash of ``server_key``, with which the recipient makes the tag of its masked input, and of the
+    ``top`` is a hash of ``server_key``, with which the recipient makes its tags, and of the
     Merkle root of all advertisements, the graph's seed, which the recipient finds from its own by way of ``path``.
     """
 
@@ -54,7 +54,7 @@ class ShareKeys:
     sender: int
     commitment: bytes
     sealed: Mapping[int, bytes]
-    signature: bytes = b""
+    tag: bytes = b""
 
     def __post_init__(self) -> None:
         _freeze(self, "sealed")
@@ -76,7 +76,6 @@ class MaskedInput:
     """Client to server: its ring vector ``[dimension]`` under all masks.
 
     ``included`` has a token for every neighbour whose pairwise mask is in the vector; only the two know it.
-    ``tag`` is over all the rest, by a key that only sender and server can derive.
     """
 
     sender: int
@@ -125,7 +124,7 @@ class UnmaskShares:
     sender: int
     seed_shares: Mapping[int, int] = field(repr=False)
     key_shares: Mapping[int, int] = field(repr=False)
-    signature: bytes = b""
+    tag: bytes = b""
 
     def __post_init__(self) -> None:
         _freeze(self, "seed_shares", "key_shares")

@@ -33,12 +33,12 @@ from privfed.secagg.keys import (
     Scope,
     commit_to_model,
     commit_to_seed,
-    input_key,
     matches,
     message_to_sign,
     pair_mask_key,
     self_mask_key,
     survivors_to_sign,
+    tag_key,
     tag_of,
 )
 from privfed.secagg.messages import (
@@ -105,7 +105,8 @@ class Server:
         self._reveals: dict[int, UnmaskShares] = {}
         self._total: NDArray[Any] = np.zeros(params.dimension, dtype=params.dtype)
         self._pair = KeyPair.generate()
-        self._channels: dict[int, bytes] = {}  # by client: secret of its channel key and this pair
+        self._secrets: dict[int, bytes] = {}  # by client: of its channel key and this pair
+        self._tag_keys: dict[int, bytes] = {}
 
     @property
     def state(self) -> State:
@@ -189,7 +190,6 @@ class Server:
             survivors = tuple(sorted(self._contributors))
             self._statement = survivors_to_sign(self._scope, self._model_digest, survivors)
             outgoing = dict.fromkeys(survivors, SurvivorList(survivors))
-            self._channels = {}
         elif stage is Stage.CONSISTENCY:
             outgoing = {client: self._request(client) for client in self._signatures}
         elif stage is Stage.UNMASK:
@@ -208,7 +208,7 @@ class Server:
             IllegalEventError: The session is over.
         """
         self._state = after_step(self._state, Step.ABORT)
-        self._channels, self._reveals = {}, {}
+        self._secrets, self._tag_keys, self._reveals = {}, {}, {}
         self._total = np.zeros_like(self._total)
 
     def _rosters(self) -> dict[int, ToClient]:
@@ -219,6 +219,8 @@ class Server:
         graph = Graph(self.params, tree.root)
         top = merkle.top(tree.root, self._pair.public)
         self._scope = Scope(self.params, top)
+        self._tag_keys = {client: tag_key(self._scope, secret, client) for client, secret in self._secrets.items()}
+        self._secrets = {}
         rosters: dict[int, ToClient] = {}
         for client in sorted(entries):
             around = [neighbour for neighbour in graph.neighbours(client) if neighbour in entries]
@@ -263,15 +265,19 @@ class Server:
     def _dropped(self) -> Set[int]:
         return self._shares.keys() - self._contributors
 
-    def _check_signature(self, message: AdvertiseKeys | ShareKeys | UnmaskShares) -> None:
-        content = message_to_sign(self._scope, wire.digest_to_sign(message), message.sender)
-        if not self._directory.verify(message.sender, message.signature, content):
+    def _check_tag(self, message: ShareKeys | MaskedInput | UnmaskShares) -> None:
+        key = self._tag_keys[message.sender]
+        if not matches(message.tag, tag_of(key, wire.kind_of(message), wire.authenticated(message))):
             raise SignatureRefusedError(
-                f"{type(message).__name__} does not carry its signature for this session", offender=message.sender
+                f"{type(message).__name__} does not carry its tag for this session", offender=message.sender
             )
 
     def _take_keys(self, message: AdvertiseKeys) -> None:
-        self._check_signature(message)
+        content = message_to_sign(self._scope, wire.digest_to_sign(message), message.sender)
+        if not self._directory.verify(message.sender, message.signature, content):
+            raise SignatureRefusedError(
+                "AdvertiseKeys does not carry its signature for this session", offender=message.sender
+            )
         if not matches(self._model_digest, message.model_digest):
             raise InconsistentModelError("holds another model than this round's", offender=message.sender)
         advertised = (message.mask_key, message.channel_key)
@@ -279,7 +285,7 @@ class Server:
             raise KeyRefusedError("advertises a key that is in use already", offender=message.sender)
         # Both exchanges find a key of low order before it reaches the clients.
         self._pair.exchange(message.mask_key, owner=message.sender)
-        self._channels[message.sender] = self._pair.exchange(message.channel_key, owner=message.sender)
+        self._secrets[message.sender] = self._pair.exchange(message.channel_key, owner=message.sender)
         self._used_keys.update(advertised)
         self._keys[message.sender] = message
 
@@ -288,7 +294,7 @@ class Server:
             raise MalformedMessageError(
                 "shares must be for every other client of its roster", offender=message.sender
             )
-        self._check_signature(message)
+        self._check_tag(message)
         self._shares[message.sender] = message
 
     def _take_input(self, message: MaskedInput) -> None:
@@ -303,11 +309,7 @@ class Server:
             raise MalformedMessageError(
                 "masked input must come with a token for every neighbour that shared", offender=message.sender
             )
-        key = input_key(self._scope, self._channels[message.sender], message.sender)
-        if not matches(message.tag, tag_of(key, wire.authenticated(message))):
-            raise SignatureRefusedError(
-                "MaskedInput does not carry its tag for this session", offender=message.sender
-            )
+        self._check_tag(message)
         self._included[message.sender] = message.included
         vector.add_to(self._total)
         self._contributors.add(message.sender)
@@ -328,7 +330,7 @@ class Server:
             raise MalformedMessageError(
                 "revealed shares are not the ones that were asked for", offender=message.sender
             )
-        self._check_signature(message)
+        self._check_tag(message)
         self._reveals[message.sender] = message
 
     def _inbox(self, recipient: int) -> Inbox:
@@ -359,6 +361,7 @@ class Server:
         apply_masks(self._total, added, subtracted, self.workers)
         ring.reduce(self._total, self.params.ring_bits)
         self._reveals = {client: UnmaskShares(client, {}, {}) for client in self._reveals}
+        self._tag_keys = {}
 
     def _recover_seed(self, owner: int, recovery: SecretRecovery) -> bytes:
         holders = self._holders(owner, self._reveals.keys())

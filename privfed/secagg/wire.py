@@ -261,7 +261,7 @@ _FIELDS: Mapping[type[Any], Mapping[str, _Form]] = {
         "path": _list_of(_DIGEST_ITEM),
         "entries": _list_of(_ADVERTISEMENT),
     },
-    ShareKeys: {"sender": _ID, "commitment": _DIGEST, "sealed": _map_to(_SEALED_ITEM), "signature": _SIGNATURE},
+    ShareKeys: {"sender": _ID, "commitment": _DIGEST, "sealed": _map_to(_SEALED_ITEM), "tag": _TAG},
     Inbox: {"recipient": _ID, "sealed": _map_to(_SEALED_ITEM)},
     MaskedInput: {"sender": _ID, "vector": _VECTOR, "included": _map_to(_KEY_ITEM), "tag": _TAG},
     SurvivorList: {"survivors": _IDS},
@@ -271,7 +271,7 @@ _FIELDS: Mapping[type[Any], Mapping[str, _Form]] = {
         "sender": _ID,
         "seed_shares": _map_to(_SHARE_ITEM),
         "key_shares": _map_to(_SHARE_ITEM),
-        "signature": _SIGNATURE,
+        "tag": _TAG,
     },
 }
 """Fields in their order; a message's number is its place here, from 1. A signature or a tag always comes last."""
@@ -344,12 +344,17 @@ def size(message: Message) -> int:
     return HEADER.size + sum(form.size(getattr(message, name)) for name, form in fields.items())
 
 
-def digest_to_sign(message: ToServer) -> bytes:
+def digest_to_sign(message: AdvertiseKeys) -> bytes:
     """SHA-256 of the wire form up to the signature, 32 bytes."""
     digest = hashlib.sha256()
     for piece in authenticated(message):
         digest.update(piece)
     return digest.digest()
+
+
+def kind_of(message: Message) -> int:
+    """Number of its kind on the wire."""
+    return _NUMBERS[type(message)]
 
 
 def authenticated(message: ToServer) -> Iterator[Piece]:

@@ -175,8 +175,9 @@ def gives_up(machine: Client | Server) -> None:
         machine.abort()
     if isinstance(machine, Client):
         assert machine.state is ClientState.ABORTED
-        assert not {"_seed", "_mask_pair", "_channel_pair", "_input_key"} & vars(machine).keys()
+        assert not {"_seed", "_mask_pair", "_channel_pair"} & vars(machine).keys()
         assert not machine._held
+        assert not machine._tag_key
         assert not machine._inbound_keys
         with pytest.raises(UnexpectedMessageError):
             machine.receive(SurvivorList(()))

@@ -21,7 +21,7 @@ from privfed.secagg.errors import (
     UnexpectedSenderError,
 )
 from privfed.secagg.keys import KeyPair, seal, tag_of
-from privfed.secagg.messages import SEALED_BYTES, ConsistencySignature, Inbox, MaskedInput
+from privfed.secagg.messages import SEALED_BYTES, AdvertiseKeys, ConsistencySignature, Inbox, MaskedInput
 from privfed.secagg.ring import RingVector, dtype_of
 from privfed.secagg.shamir import PRIME
 
@@ -29,8 +29,15 @@ Refused = Callable[..., None]
 
 
 def signed(session: Any, message: Any, **changes: Any) -> Any:
-    """``message`` changed and signed again by its sender."""
-    return session.clients[message.sender]._sign(replace(message, **changes, signature=b""))
+    """``message`` changed, and signed or tagged again as its sender can."""
+    changed = replace(message, **changes)
+    if isinstance(message, AdvertiseKeys):
+        return session.clients[message.sender]._sign(replace(changed, signature=b""))
+    return tagged(session.server._tag_keys[message.sender], changed)
+
+
+def tagged(key: bytes, message: Any) -> Any:
+    return replace(message, tag=tag_of(key, wire.kind_of(message), wire.authenticated(message)))
 
 
 # Keys and shares -----------------------------------------------------------------------------------------------
@@ -93,11 +100,9 @@ def test_inputs_of_another_length_or_modulus_are_refused(session: Any, refused: 
 
 def test_a_second_masked_vector_is_refused_by_the_server(session: Any, refused: Refused) -> None:
     session.run_to(Stage.MASKED_INPUT)
-    key = session.clients[3]._input_key
     first = session.clients[3].contribute(session.inputs[3])
     session.server.receive(first)
-    second = replace(first, vector=RingVector(32, np.zeros(5, np.uint32)))
-    second = replace(second, tag=tag_of(key, wire.authenticated(second)))
+    second = signed(session, first, vector=RingVector(32, np.zeros(5, np.uint32)))
     refused(session.server, second, DuplicateMessageError, "sent a second MaskedInput", 3)
 
 
@@ -214,22 +219,23 @@ def test_without_the_commitment_the_corruption_would_pass(session: Any, monkeypa
 
 
 def test_messages_in_anothers_name_are_refused_at_every_stage(session: Any, refused: Refused) -> None:
-    # Client 41 sends what client 3 would, signed as well as it can.
+    # Client 41 sends what client 3 would, signed and tagged as well as it can.
     def forged(message: Any) -> Any:
-        return session.clients[41]._sign(replace(message, signature=b""))
+        if isinstance(message, AdvertiseKeys):
+            return session.clients[41]._sign(replace(message, signature=b""))
+        return tagged(key, message)
 
     session.run_to(Stage.ADVERTISE_KEYS)
-    match = "does not carry its signature"
+    match = "does not carry its (signature|tag)"
     refused(session.server, forged(session.advertised[3]), SignatureRefusedError, match, 3)
     session.rosters = session.step(session.advertised)
     session.shared = {i: session.clients[i].receive(message)[0] for i, message in session.rosters.items()}
+    key = session.clients[41]._tag_key
     refused(session.server, forged(session.shared[3]), SignatureRefusedError, match, 3)
     for i, inbox in session.step(session.shared).items():
         session.clients[i].receive(inbox)
-    key = session.clients[41]._input_key
     session.masked = {i: client.contribute(session.inputs[i]) for i, client in session.clients.items()}
-    masked = replace(session.masked[3], tag=tag_of(key, wire.authenticated(session.masked[3])))
-    refused(session.server, masked, SignatureRefusedError, "does not carry its tag", 3)
+    refused(session.server, forged(session.masked[3]), SignatureRefusedError, match, 3)
     session.survivor_list = next(iter(session.step(session.masked).values()))
     session.requests = session.step(session.sign().signed)
     session.reveal()

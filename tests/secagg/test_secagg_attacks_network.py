@@ -19,7 +19,7 @@ from privfed.secagg.errors import (
     UnexpectedMessageError,
     UnexpectedSenderError,
 )
-from privfed.secagg.keys import KeyPair, channel_key, input_key, seal, tag_of, unseal
+from privfed.secagg.keys import KeyPair, channel_key, seal, tag_key, tag_of, unseal
 from privfed.secagg.messages import SEALED_BYTES, Inbox
 
 Refused = Callable[..., None]
@@ -120,15 +120,16 @@ def test_with_another_server_key_a_client_has_no_part(session: Any, refused: Ref
     root = merkle.Tree([merkle.leaf(encode(session.advertised[i])) for i in ids]).root
     rosters[3] = replace(rosters[3], server_key=between.public, top=merkle.top(root, between.public))
     shared = {i: session.clients[i].receive(message)[0] for i, message in rosters.items()}
-    match = "does not carry its signature for this session"
+    match = "does not carry its tag for this session"
     refused(session.server, shared.pop(3), SignatureRefusedError, match, 3)
     for i, inbox in session.step(shared).items():
         session.clients[i].receive(inbox)
     session.masked = {i: session.clients[i].contribute(session.inputs[i]) for i in shared}
     # Nor does the tag that the one between can make for another's vector pass.
-    key = input_key(session.clients[7]._scope, between.exchange(session.advertised[7].channel_key, owner=7), 7)
-    mine = replace(session.masked[7], tag=tag_of(key, wire.authenticated(session.masked[7])))
-    refused(session.server, mine, SignatureRefusedError, "does not carry its tag for this session", 7)
+    key = tag_key(session.clients[7]._scope, between.exchange(session.advertised[7].channel_key, owner=7), 7)
+    honest = session.masked[7]
+    mine = replace(honest, tag=tag_of(key, wire.kind_of(honest), wire.authenticated(honest)))
+    refused(session.server, mine, SignatureRefusedError, match, 7)
     session.survivor_list = next(iter(session.step(session.masked).values()))
     session.requests = session.step(session.sign().signed)
     assert (session.reveal().finish() == session.expected()).all()

@@ -140,10 +140,10 @@ def test_the_traffic_of_every_stage_is_counted() -> None:
     result = ProtocolSum().sum(vectors(range(n), d), {4: Stage.SHARE_KEYS})
     assert result.bytes_per_stage == {
         "advertise_keys": n * (8 + 8 + 32 + 32 + 32 + 64),
-        "share_keys": n * (8 + 8 + 32 + 4 + (n - 1) * (8 + 12 + 66 + 16) + 64),
+        "share_keys": n * (8 + 8 + 32 + 4 + (n - 1) * (8 + 12 + 66 + 16) + 16),
         "masked_input": (n - 1) * (8 + 8 + 8 + 4 * d + 4 + (n - 1) * (8 + 32) + 16),
         "consistency": (n - 1) * (8 + 8 + 64),
-        "unmask": (n - 1) * (8 + 8 + 4 + 4 + n * (8 + 33) + 64),
+        "unmask": (n - 1) * (8 + 8 + 4 + 4 + n * (8 + 33) + 16),
     }
     assert RingSum().sum(vectors(range(n), d), {4: None}).bytes_per_stage == {"input": (n - 1) * 4 * d}
     assert result.seconds_per_stage.keys() == result.bytes_per_stage.keys()

@@ -217,18 +217,19 @@ def test_contributing_does_not_touch_the_input_and_forgets_the_secrets(session: 
     masked = client.contribute(vector)
     assert (vector == np.arange(5)).all()
     assert not masked.vector.values.flags.writeable
-    assert not {"_seed", "_mask_pair", "_channel_pair", "_input_key"} & vars(client).keys()
+    assert not {"_seed", "_mask_pair", "_channel_pair"} & vars(client).keys()
 
 
 def test_after_its_last_message_a_client_holds_no_secret(session: Any) -> None:
     session.run_to(Stage.UNMASK, gone=[41]).reveal()
     for client in (session.clients[i] for i in (3, 7, 20)):
         assert client.state is ClientState.DONE
-        assert not {"_seed", "_mask_pair", "_channel_pair", "_input_key"} & vars(client).keys()
+        assert not {"_seed", "_mask_pair", "_channel_pair"} & vars(client).keys()
+        assert not client._tag_key
         for name in ("_held", "_inbound_keys", "_peer_tokens"):
             assert vars(client)[name] == {}
     session.finish()
-    assert session.server._channels == {}
+    assert session.server._secrets == session.server._tag_keys == {}
     assert not any(answer.seed_shares or answer.key_shares for answer in session.server._reveals.values())
 
 
@@ -237,7 +238,7 @@ def test_a_server_that_gives_up_has_no_sum_and_takes_nothing(session: Any) -> No
     session.server.receive(session.reveals[3])
     session.server.abort()
     assert session.server.state is ServerState.ABORTED
-    assert session.server._reveals == session.server._channels == {}
+    assert session.server._reveals == session.server._secrets == session.server._tag_keys == {}
     with pytest.raises(IllegalEventError, match="no sum in state ABORTED"):
         _ = session.server.total
     with pytest.raises(UnexpectedMessageError, match="not taken in state ABORTED"):

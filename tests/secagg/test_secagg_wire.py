@@ -53,13 +53,13 @@ KINDS: dict[type[Any], Any] = {
         st.lists(KEY, max_size=3).map(tuple),
         st.lists(ADVERTISEMENTS, max_size=3).map(tuple),
     ),
-    ShareKeys: st.builds(ShareKeys, IDS, KEY, maps(SEALED), SIGNATURE),
+    ShareKeys: st.builds(ShareKeys, IDS, KEY, maps(SEALED), TAG),
     Inbox: st.builds(Inbox, IDS, maps(SEALED)),
     MaskedInput: st.builds(MaskedInput, IDS, VECTORS, maps(KEY), TAG),
     SurvivorList: st.builds(SurvivorList, st.sets(IDS, max_size=6).map(lambda ids: tuple(sorted(ids)))),
     ConsistencySignature: st.builds(ConsistencySignature, IDS, SIGNATURE),
     UnmaskRequest: st.builds(UnmaskRequest, IDS, maps(SIGNATURE), maps(KEY)),
-    UnmaskShares: st.builds(UnmaskShares, IDS, maps(SHARE), maps(SHARE), SIGNATURE),
+    UnmaskShares: st.builds(UnmaskShares, IDS, maps(SHARE), maps(SHARE), TAG),
 }
 MESSAGES = st.one_of(*KINDS.values())
 
@@ -145,13 +145,13 @@ class Naive:
                 self.many(lambda: self.take(32)),
                 self.many(self.advertisement),
             ),
-            3: lambda: ShareKeys(self.id(), self.take(32), self.map(lambda: self.take(94)), self.take(64)),
+            3: lambda: ShareKeys(self.id(), self.take(32), self.map(lambda: self.take(94)), self.take(16)),
             4: lambda: Inbox(self.id(), self.map(lambda: self.take(94))),
             5: lambda: MaskedInput(self.id(), self.vector(), self.map(lambda: self.take(32)), self.take(16)),
             6: lambda: SurvivorList(self.many(self.id)),
             7: lambda: ConsistencySignature(self.id(), self.take(64)),
             8: lambda: UnmaskRequest(self.id(), self.map(lambda: self.take(64)), self.map(lambda: self.take(32))),
-            9: lambda: UnmaskShares(self.id(), self.map(self.share), self.map(self.share), self.take(64)),
+            9: lambda: UnmaskShares(self.id(), self.map(self.share), self.map(self.share), self.take(16)),
         }
         message = read[self.number(2)]()
         assert not self.data
@@ -283,8 +283,8 @@ def test_the_senders_name_is_checked_against_the_transports() -> None:
         (ConsistencySignature(1), "a signature must be 64 bytes"),
         (MaskedInput(1, RingVector(32, np.zeros(2, np.uint32)), {}), "a tag must be 16 bytes"),
         (SurvivorList((2, 1)), "not strictly ascending"),
-        (UnmaskShares(1, {1: PRIME}, {}, bytes(64)), "outside of the field"),
-        (UnmaskShares(1, {1: -1}, {}, bytes(64)), "outside of the field"),
+        (UnmaskShares(1, {1: PRIME}, {}, bytes(16)), "outside of the field"),
+        (UnmaskShares(1, {1: -1}, {}, bytes(16)), "outside of the field"),
         (MaskedInput(1, np.zeros(2, np.uint32), {}, bytes(16)), "must be a ring vector"),  # type: ignore[arg-type]
         (MaskedInput(1, RingVector(20, np.full(2, 2**20, np.uint32)), {}, bytes(16)), "more than 20 bits"),
     ],
@@ -296,9 +296,25 @@ def test_objects_without_a_wire_form_are_refused(message: Any, match: str) -> No
 
 
 def test_what_is_signed_is_everything_but_the_signature() -> None:
-    message = ShareKeys(3, bytes(32), {4: bytes(94)}, bytes(64))
+    message = AdvertiseKeys(3, bytes(32), bytes(32), bytes(32), bytes(64))
     digests = {
         wire.digest_to_sign(m)
+        for m in (
+            message,
+            replace(message, sender=2),
+            replace(message, mask_key=b"c" * 32),
+            replace(message, channel_key=b"c" * 32),
+            replace(message, model_digest=b"c" * 32),
+        )
+    }
+    assert len(digests) == 5
+    assert wire.digest_to_sign(replace(message, signature=b"s" * 64)) == wire.digest_to_sign(message)
+
+
+def test_what_is_tagged_is_everything_but_the_tag() -> None:
+    message = ShareKeys(3, bytes(32), {4: bytes(94)}, bytes(16))
+    contents = {
+        b"".join(wire.authenticated(m))
         for m in (
             message,
             replace(message, sender=2),
@@ -307,5 +323,5 @@ def test_what_is_signed_is_everything_but_the_signature() -> None:
             replace(message, sealed={5: bytes(94)}),
         )
     }
-    assert len(digests) == 5
-    assert wire.digest_to_sign(replace(message, signature=b"s" * 64)) == wire.digest_to_sign(message)
+    assert len(contents) == 5
+    assert b"".join(wire.authenticated(replace(message, tag=b"t" * 16))) in contents
