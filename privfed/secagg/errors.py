@@ -40,7 +40,7 @@ class RemoteError(SecAggError):
     """A peer's message breaks the protocol: the message is refused and the state stays as it was.
 
     Attributes:
-        offender: The client whose signature stands under what is wrong; ``None`` is the server, which answers for
+        offender: The client whose signature or tag is under what is wrong; ``None`` is the server, answerable for
             whatever it passes on without a valid signature.
     """
 

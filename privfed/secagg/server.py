@@ -1,7 +1,7 @@
 """The server's half of the protocol, without input or output: messages in, messages out.
 
 It checks all that it passes on, since clients hold it to account for whatever comes from it unsigned or wrong.
-Who sent a message is the transport's word until the signature on it is verified, which is always at once.
+Who sent a message is the transport's word until the signature or tag on it is verified, which is always at once.
 """
 
 from __future__ import annotations
