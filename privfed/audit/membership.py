@@ -185,7 +185,7 @@ def worst_off(found: MembershipInference, clients: NDArray[np.int64], count: int
         count: How many at most.
     """
     others = np.sort(found.scores[~found.is_member])
-    rate = 1 - np.searchsorted(others, found.scores, side="left") / len(others)
+    rate = (len(others) - np.searchsorted(others, found.scores, side="left")) / len(others)
     all_of_them = []
     for client in np.unique(clients[found.is_member]):
         own = rate[found.is_member & (clients == client)]

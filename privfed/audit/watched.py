@@ -202,7 +202,10 @@ class Watched:
             without = np.zeros(dimension) if seen.clipped is None else seen.clipped
         if stddev:
             self._note_noise(notes, (noised - without) / stddev, terms)
-        self._note_scores(notes, clear, noised, self.clip_norm_in(own), stddev, terms)
+        # A round that is aborted still draws its row of correlated noise, over nothing, and nobody sees it.
+        shown = bool(not self.inner.whole_run or not seen.survivors or clear.any())
+        if shown:
+            self._note_scores(notes, clear, noised, self.clip_norm_in(own), stddev, terms)
         self._note_cohort(notes, terms)
         notes.clip[:] = (
             notes.clip[0] + len(seen.lengths),
@@ -210,7 +213,8 @@ class Watched:
             notes.clip[2] + len(seen.remainders),
             notes.clip[3] + sum(seen.remainders),
         )
-        notes = self._redone(notes, noised, terms)
+        if shown:
+            notes = self._redone(notes, noised, terms)
         self._seen = _Seen()
         return noised, (*after, *notes.as_arrays())
 
@@ -248,8 +252,7 @@ class Watched:
         in_noise = in_noised * (clip / stddev if stddev else math.inf)
         _add(tally.with_sum, tally.with_squares, np.where(there, in_noised, 0.0))
         _add(tally.without_sum, tally.without_squares, np.where(there, 0.0, in_noise))
-        if self.inner.whole_run and not (seen.survivors and not clear.any()):
-            # Else the round was aborted after its noise was drawn, and nobody saw its sum.
+        if self.inner.whole_run:
             notes.scores[terms.round - 1], notes.drawn[terms.round - 1] = in_noised, arrived
         if seen.own:
             self._note_own(tally, clip)
@@ -278,9 +281,7 @@ def deviation(notes: Notes, weights: Vector) -> Real:
     """``Notes.steps`` after the model that the last round led to is known: ``weights`` ``[d]``."""
     before, expected = notes.expected.reshape(2, -1).astype(np.float64)
     step, taken = expected - before, weights.astype(np.float64) - before
-    length = float(np.linalg.norm(step))
-    if not taken.any() or not length:
-        return notes.steps  # the round was aborted after its noise was drawn: nothing was released
+    length = max(float(np.linalg.norm(step)), 1e-300)
     off = float(np.linalg.norm(taken - step)) / length
     if off <= notes.steps[1]:
         return np.array([notes.steps[0] + 1, *notes.steps[1:]])

@@ -18,6 +18,8 @@ from small_training import (
 
 from privfed.audit import checks as under_test
 from privfed.audit.checks import FALSE_ALARMS, checks
+from privfed.federated.streams import Purpose, Streams
+from privfed.privacy.mechanisms import Terms
 from privfed.privacy.sampling import FixedSizeSampling, PoissonSampling
 
 NOISE, INDEPENDENT, CLIP, COHORTS, STEP, LEDGER = range(6)
@@ -108,3 +110,25 @@ def test_what_was_not_seen_is_not_checked() -> None:
     empty = audited.watched.notes(audited.watched.initialize(230))
     found = checks(audited.watched, empty, audited.weights, audited.sampling, audited.spent)
     assert {check.status for check in found} == {"not checked"}
+
+
+def test_a_round_aborted_after_its_noise_was_drawn_is_no_step_and_no_score() -> None:
+    """Rows of correlated noise belong to rounds; the server's momentum does not move in one that is aborted."""
+    watched = train("banded").watched
+    state, weights = watched.initialize(230), np.zeros(230, np.float32)
+    momentum = watched.step.optimizer.initialize(230)
+    for number in range(1, 6):
+        watched.begins(weights)
+        watched.summed(12, [], 1.9)
+        total = np.zeros(230) if number == 3 else np.random.default_rng(number).normal(size=230)
+        terms, source = Terms(number, 15), Streams(1, secure=False).source(Purpose.NOISE, number)
+        noised, state = watched.on_server(state, total, terms, source)
+        if number != 3:
+            mean = (noised / watched.step.divisor).astype(np.float32)
+            momentum, weights = watched.step.optimizer.step(momentum, weights, -mean)
+    notes = watched.notes(state)
+    found = checks(watched, notes, weights, PoissonSampling(0.3), [])
+    assert [found[i].status for i in (NOISE, INDEPENDENT, STEP)] == ["passed"] * 3
+    assert np.isnan(notes.scores[2]).all()
+    assert np.isfinite(notes.scores[[0, 1, 3, 4]]).all()
+    assert "over 4 steps" in found[STEP].finding
