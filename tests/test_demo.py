@@ -151,6 +151,32 @@ def test_accuracy_with_and_without_protection(report: Any) -> None:
     assert accuracy["gap"] == pytest.approx(accuracy["final_unprotected"] - accuracy["final_protected"])
 
 
+def test_canaries_refute_no_claim_and_cost_no_accuracy(report: Any) -> None:
+    canaries = report["canaries"]
+    assert canaries["rounds"] == report["run"]["settings"]["training"]["rounds"]
+    assert {row["observer"]: row["claim"] for row in canaries["observers"]} == {
+        row["observer"]: row["guarantee"]["epsilon"] for row in report["observers"]
+    }
+    assert not any(row["flagged"] for row in canaries["observers"])
+    assert [check["name"] for check in canaries["checks"] if check["status"] == "failed"] == []
+    assert sum(check["status"] == "passed" for check in canaries["checks"]) == 5
+    assert canaries["accuracy"] == report["accuracy"]["final_protected"]
+    assert abs(canaries["accuracy"] - canaries["accuracy_without"]) < 0.03
+
+
+def test_membership_of_examples_and_of_clients(report: Any) -> None:
+    attacks = report["membership"]["attacks"]
+    assert {(a["method"], a["unit"]) for a in attacks} == {
+        (method, unit) for method in ("loss", "lira", "rmia") for unit in ("example", "client")
+    }
+    for a in attacks:
+        low, high = a["auc_interval"]
+        assert low <= a["auc"] <= high
+        assert low < 0.55  # against whom the run is protected there is little to find
+        assert len(a["worst_off"]) == 5
+        assert all(0 <= client["client"] < 359 for client in a["worst_off"])
+
+
 def test_the_page_needs_nothing_from_elsewhere(demo: Path) -> None:
     page = (demo / "report.html").read_text(encoding="utf-8")
     assert "data:image/png;base64," in page
