@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import attacks_active
 import attacks_membership
+import attacks_models
 import attacks_peers
 import attacks_text
 import table
@@ -44,7 +45,7 @@ class Row:
 
     Attributes:
         attack: A key of ``attacks.ATTACKS``, or ``labels``.
-        model: A key of the zoo.
+        model: A key of the zoo, or of ``MODELS``.
         options: Of the model's builder.
         batch: Examples behind an observation.
         psnr: Every image of a batch must reach so many dB for a success.
@@ -98,6 +99,7 @@ def matching(batch: int, rate: float, seconds: float | None = None, **options: A
     )
 
 
+MODELS = {"resnet": attacks_models.resnet}
 MLP, WIDE = {"hidden": (200,)}, {"hidden": (1000,)}
 ROWS = {
     "dense-layer": Row("dense_layer", "mlp", MLP, 1, 140, 1.0, 0.05),
@@ -120,6 +122,9 @@ ROWS = {
     "gradient-matching-clipped": matching(1, 0.0, clip=0.01, targets=50),
     "gradient-matching-relu": matching(1, 0.0, options={"activation": "relu"}, targets=25),
     "gradient-matching-cnn": matching(1, 0.0, model="cnn", settings={"batch": 1, "iterations": 300}, targets=10),
+    "gradient-matching-resnet": matching(
+        1, 0.0, model="resnet", settings={"batch": 1, "iterations": 300}, targets=10
+    ),
     "gradient-matching-trained": matching(1, 0.0, trained=300, targets=50),
     "local-training": matching(
         2, 0.0, attack="local_training", settings={"examples": 2, "iterations": 1500}, epochs=3, step=1, targets=20
@@ -234,7 +239,7 @@ def run(row: Row, targets: int, data: Path, progress: bool) -> dict[str, Any]:
     from privfed.models.zoo import ZOO
 
     pixels, labels = images(data)
-    model = ZOO[row.model]((28, 28, 1), 10, **row.options)
+    model = (ZOO | MODELS)[row.model]((28, 28, 1), 10, **row.options)
     chosen = np.random.default_rng(0x5EED).permuted(np.arange(len(labels)))
     attack: Callable[..., Outcome] = attack_labels if row.attack == "labels" else attack_images
     starts = [trained(row, model, draw, data) for draw in range(DRAWS)]

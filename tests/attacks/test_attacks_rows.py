@@ -22,6 +22,10 @@ ROWS = {
     "recursive-analytic": (20, 1.0, 100),
     "gradient-matching-1": (10, 0.9, 80),
     "gradient-matching-2": (5, 0.9, 80),
+    "gradient-matching-4": (2, 0.75, 60),
+    "gradient-matching-relu": (2, 0.0, None),
+    "gradient-matching-trained": (2, 0.0, None),
+    "gradient-matching-resnet": (2, 0.0, None),
     "labels-lenet-32": (20, 0.95, None),
     "labels-mlp-32": (20, 0.95, None),
     "tokens-32": (10, 1.0, None),
@@ -29,7 +33,8 @@ ROWS = {
     "imprint-64": (5, 0.9, 60),
     "model-inconsistency": (10, 0.95, 80),
 }
-"""Targets, the least success rate, and the least median PSNR. Seconds depend on the machine: not tested here."""
+"""Targets, the least success rate (0: only reported), and the least median PSNR. Seconds depend on the machine:
+not tested here."""
 
 
 @pytest.mark.slow
@@ -40,7 +45,7 @@ def test_row(row):
     command = [sys.executable, str(SCRIPT), "--row", row, "--targets", str(targets), "--data", str(DATA), "--json"]
     result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert result["targets"] == targets
-    assert result["draws"] == 5
+    assert result["draws"] == min(5, targets)
     assert result["success_rate"] >= rate
     if psnr is not None:
         assert result["psnr_median"] >= psnr
