@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import privfed.defences.run as run_module
+from privfed.cli import main
 from privfed.console import Console
 from privfed.data import Population
 from privfed.defences.catalogue import Defence, defences
@@ -163,3 +165,31 @@ def test_small_masked_cohorts_are_broken_and_noise_leaves_nothing(
         for line in found["defences"]
     }
     assert exact["sum of 4 clients"] >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--grid", "attacks"], ("--grid", "'attacks'", "Known: defences")),
+        (["--grid", "defences", "--observer", "client"], ("--observer", "'client'", "server's view")),
+        (["--time", "5"], ("--time", "5.0", "goes with --grid")),
+        (["--grid", "defences", "--set", "privacy.clip_norm=none"], ("privacy.clip_norm", "is missing")),
+        (["--grid", "defences", "--attack", "imprint"], ("attacks.methods", "'imprint'")),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_the_command_line_refuses(
+    arguments: list[str],
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["privfed", "attack", str(EXAMPLE), "--out", str(tmp_path / "grid"), *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    lines = capsys.readouterr().err.splitlines()
+    assert (caught.value.code, len(lines)) == (2, 1)
+    assert all(word in lines[0] for word in words)
+    assert not list((tmp_path / "grid").glob("*"))
