@@ -29,6 +29,8 @@ from privfed.tensorboard import EventFile
 from privfed.transcript import Observer
 
 ATTACK_FILES = ("attack.jsonl", "attack.json")
+TRAINING = "training"
+"""Title of the one training whose model is released."""
 
 
 def _seal(out: Path, console: Console, besides: tuple[str, ...] = ()) -> None:
@@ -129,7 +131,7 @@ def train_protected(
     """
     if folder is None:
         _introduce(experiment, console)
-        return _train(experiment, None, None, "training", console)
+        return _train(experiment, None, None, TRAINING, console)
     if not served and (folder.path / SERVED).exists() and verify_ledger(folder.ledger).final_sha256 is None:
         raise OutputError(
             "holds a training with real clients that is not finished",
@@ -148,9 +150,7 @@ def train_protected(
             patience=experiment.settings.training.patience,
             warn=console.say,
         )
-        result = _train(
-            experiment, experiment.spending(ledger), folder, "training", console, keeping, more=observe
-        )
+        result = _train(experiment, experiment.spending(ledger), folder, TRAINING, console, keeping, more=observe)
         if result.unfinished:
             raise Stopped(
                 f"stopped after round {len(result.reports)}; the same command goes on from there",
@@ -211,7 +211,7 @@ def _train(
                 console.say(f"going on after round {len(reports)}")
             planned = experiment.guarantees()
             watched = experiment.stated(planned)
-            if watched is not None:
+            if watched is not None and title == TRAINING:  # a control is not released
                 console.say(f"ε is spent {watched.terms(shared(planned)[watched])}")
             advances.append(stack.enter_context(console.progress(title, experiment.rounds, len(reports))))
 
