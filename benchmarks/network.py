@@ -8,7 +8,8 @@ train nothing and send a vector that is drawn once. ``off`` sends it in the clea
 network. ``protocol`` masks it, in cohorts: masks among n clients cost n² key exchanges, whoever carries them.
 
 The echo is a bare ``grpc.aio`` server with the same TLS and pieces, on as many connections, in the same run.
-Compared is the processor time of the server by what crosses it, in either direction, and the time on the clock.
+Compared is the processor time of the server by what crosses it, in either direction, and the time on the clock;
+the latter says something with ``--trouble 0`` only, since otherwise rounds wait for those who stall.
 """
 
 from __future__ import annotations
@@ -186,23 +187,31 @@ def client_process(load: Load, address: str, folder: str, mine: list[int], offer
     ready.put(counts)
 
 
-def echo_process(load: Load, address: str, folder: str, mine: list[int], ready: Any) -> None:
+def echo_process(load: Load, address: str, folder: str, mine: list[int], barrier: Any, ready: Any) -> None:
     """As many bare connections, each of which has its vector echoed ``rounds`` times."""
     payload = bytes(8 * load.dimension)
 
-    async def one(client: int) -> None:
+    async def connected(client: int) -> Any:
         credentials = client_credentials(pki.read_identity(Path(folder) / "ca" / f"client-{client}.pem"))
         options = [("grpc.use_local_subchannel_pool", 1)]
-        async with grpc.aio.secure_channel(address, credentials, options) as channel:
-            echo = channel.stream_stream("/bare.Echo/Echo")
-            for _ in range(load.rounds):
-                got = 0
-                async for piece in echo(pieces(payload)):
-                    got += len(piece)
-                assert got == len(payload)
+        channel = grpc.aio.secure_channel(address, credentials, options)
+        await channel.channel_ready()
+        return channel
+
+    async def one(channel: Any) -> None:
+        echo = channel.stream_stream("/bare.Echo/Echo")
+        for _ in range(load.rounds):
+            got = 0
+            async for piece in echo(pieces(payload)):
+                got += len(piece)
+            assert got == len(payload)
 
     async def everybody() -> None:
-        await asyncio.gather(*(one(client) for client in mine))
+        channels = await asyncio.gather(*(connected(client) for client in mine))
+        barrier.wait()
+        await asyncio.gather(*(one(channel) for channel in channels))
+        for channel in channels:
+            await channel.close()
 
     asyncio.run(everybody())
     ready.put({})
@@ -231,8 +240,7 @@ def start(target: Callable[..., None], load: Load, *arguments: Any) -> tuple[lis
     context = multiprocessing.get_context("spawn")
     ready = context.Queue()
     *first, last = arguments
-    rest = [] if last is None else [last]
-    processes = [context.Process(target=target, args=(load, *first, mine, *rest, ready)) for mine in spread(load)]
+    processes = [context.Process(target=target, args=(load, *first, mine, last, ready)) for mine in spread(load)]
     for process in processes:
         process.start()
     return processes, ready
@@ -252,8 +260,10 @@ def measure_echo(load: Load, folder: Path) -> dict[str, float]:
         return server, port
 
     server, port = asyncio.run_coroutine_threadsafe(open_server(), loop).result()
+    barrier = multiprocessing.get_context("spawn").Barrier(load.processes + 1)
+    processes, ready = start(echo_process, load, f"127.0.0.1:{port}", str(folder), barrier)
+    barrier.wait()
     began, cpu = time.perf_counter(), time.process_time()
-    processes, ready = start(echo_process, load, f"127.0.0.1:{port}", str(folder), None)
     for _ in processes:
         ready.get()
     found = {"cpu": time.process_time() - cpu, "clock": time.perf_counter() - began, "bytes": float(_Echo.moved)}
@@ -304,7 +314,7 @@ def measure_rounds(load: Load, folder: Path) -> dict[str, Any]:
         "late": tally.late,
         "refused": dict(tally.refused),
     }
-    service.stop("finished")
+    service.stop("finished", 30)
     counts = [ready.get() for _ in processes]
     for process in processes:
         process.join(60)

@@ -72,6 +72,8 @@ class Exchange:
         elif seat.certificate.der != certificate.der:
             seat.certificate, seat.accepted = certificate, False
         seat.seen = time.monotonic()
+        if self.state != "wait":
+            return frames.encode(Nothing(state=self.state))  # type: ignore[arg-type]  # finished, draining
         if accepted != self._digest:
             seat.accepted = False
             return frames.encode(self._offer, self._revocations())
@@ -97,6 +99,8 @@ class Exchange:
                 return seat.mail
             left = until - time.monotonic()
             if self.state != "wait" and seat.mail is None:
+                seat.accepted = False  # it knows, and need not be waited for
+                self._changed.set()
                 return frames.encode(Nothing(state=self.state))  # type: ignore[arg-type]  # finished, draining
             if left <= 0 or seat.poll != mine:
                 return frames.encode(Nothing(state="wait"))
@@ -189,12 +193,19 @@ class Exchange:
         """Tell everybody who was in it that the round is over, when they ask next: nobody need hurry."""
         self._deliver(round_number, step, dict.fromkeys(members, mail), wake=False)
 
-    async def leave(self, state: str) -> None:
-        """From now on polls are answered by ``finished`` or ``draining``."""
+    async def leave(self, state: str, seconds: float) -> None:
+        """Answer polls by ``finished`` or ``draining`` from now on; wait until all that are there know it."""
         self.state = state
         for seat in self._seats.values():
             seat.mail = None
             seat.news.set()
+        until = time.monotonic() + seconds
+        while self._present() and (left := until - time.monotonic()) > 0:
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), left)
+            except asyncio.TimeoutError:
+                break
 
     def _deliver(self, round_number: int, step: int, mail: Mapping[int, bytes], *, wake: bool = True) -> None:
         for client, content in mail.items():

@@ -84,7 +84,7 @@ def run_client(joining: Joining, console: Console) -> dict[str, Any]:
         )
         stack.callback(link.close)
         try:
-            offer, body = frames.decode(link.check_in(None), Offer)
+            offer, body = _offered(link)
             accepted_digest = frames.digest(offer)
             revocations = authority.revocations(bytes(body))
             memory.check(offer.run, accepted_digest)
@@ -99,6 +99,23 @@ def run_client(joining: Joining, console: Console) -> dict[str, Any]:
         half = ClientHalf(own.client, experiment.round(work), experiment.initial_weights, experiment.rounds)
         participant = Participant(half, signing, authority, joining.limits, memory, offer.run, revocations)
         return _take_part(link, participant, accepted_digest, authority, memory, offer.run, console)
+
+
+def _offered(link: Link) -> tuple[Offer, memoryview]:
+    """The server's offer, as soon as it has a place for one more client.
+
+    Raises:
+        PrivFedError: The run is over.
+    """
+    while True:
+        frame, body = frames.decode(link.check_in(None), frames.Frame)
+        if isinstance(frame, Offer):
+            return frame, body
+        if not isinstance(frame, Nothing):
+            raise FrameError(f"is a {type(frame).__name__}, which was not due")
+        if frame.state == "finished":
+            raise PrivFedError("the training that is served there is over")
+        time.sleep(DRAINING_SECONDS)
 
 
 def _take_part(
@@ -146,7 +163,7 @@ def _return_to(
     frame, body = frames.decode(link.check_in(offer), frames.Frame)
     participant.start_over()
     if not isinstance(frame, Offer):
-        return
+        return  # it is known there, or the server goes away, as the next poll will say
     try:
         memory.check(frame.run, frames.digest(frame))
         if frame.run != run:

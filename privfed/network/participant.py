@@ -218,8 +218,9 @@ def plain_vector(body: memoryview, dimension: int, check: Callable[[float], bool
     """
     if len(body) != dimension * struct.calcsize("<d"):
         raise FrameError(f"is no vector of {dimension} numbers")
-    vector: NDArray[np.float64] = np.frombuffer(body, "<f8")
-    norm = math.sqrt(float(np.dot(vector, vector)))
+    vector = np.empty(dimension, "<f8")
+    memoryview(vector).cast("B")[:] = body  # a head of any length leaves it unaligned, which NumPy is slow with
+    norm = math.sqrt(float(np.square(vector).sum()))
     if not math.isfinite(norm) or not check(norm):
         raise FrameError("is a vector that is not finite, or longer than the clip norm")
     return vector

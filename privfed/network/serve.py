@@ -36,6 +36,9 @@ from privfed.rundir import SERVED, RunFolder
 from privfed.runs import train_protected
 
 EVENTS = "events.jsonl"
+FAREWELL_SECONDS, DRAINING_SECONDS = 30.0, 3.0
+"""To tell clients that the run is over, or that the server goes away for now."""
+
 _OVERHEAD_BYTES = 1 << 20
 """Of the longest message, beside the vector: tokens, and sealed shares for every neighbour."""
 
@@ -166,7 +169,7 @@ def run_server(settings: Settings, out: Path, serving: Serving, console: Console
         state = "finished"
     finally:
         tally.now.update(state=state)
-        service.stop(state)
+        service.stop(state, FAREWELL_SECONDS if state == "finished" else DRAINING_SECONDS)
         if status is not None:
             status.stop()
         tally.event(state)

@@ -33,6 +33,9 @@ from privfed.network.tls import Gate
 from privfed.secagg import RemoteError
 
 SERVICE = "/privfed.Federation/"
+CLOSING_SECONDS = 1.0
+"""For answers that are under way when the server ends."""
+
 _Returned = TypeVar("_Returned")
 
 
@@ -104,11 +107,14 @@ class Service:
         """Run ``coroutine`` where the exchange lives, and wait for it; for any other thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def stop(self, state: str, grace: float = 2.0) -> None:
-        """Tell clients, by their polls, that the run is ``finished`` or the server ``draining``; then end."""
-        self.call(self._exchange.leave(state))
+    def stop(self, state: str, grace: float) -> None:
+        """Tell clients, by their polls, that the run is ``finished`` or the server ``draining``; then end.
+
+        ``grace`` is how many seconds to wait for those that have not polled yet.
+        """
+        self.call(self._exchange.leave(state, grace))
         if self._server is not None:
-            self.call(self._close(grace))
+            self.call(self._server.stop(CLOSING_SECONDS))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -136,11 +142,6 @@ class Service:
         except RuntimeError:
             return
         await self._server.start()
-
-    async def _close(self, grace: float) -> None:
-        # Polls that wait are answered at once; whoever polls next is told as well, until the time is over.
-        await asyncio.sleep(min(grace, 1.0))
-        await self._server.stop(grace)
 
     async def admit(self, context: Any) -> Certificate:
         """Who calls; ends the call of whoever may not."""

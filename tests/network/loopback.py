@@ -204,7 +204,7 @@ def serve(folder: Path, out: Path, deadlines: Deadlines | None = None) -> Iterat
     try:
         yield federation
     finally:
-        service.stop("finished", 0.2)
+        service.stop("finished", 0.1)
         for party in federation.parties:
             party.stop()
         for party in federation.parties:
