@@ -280,7 +280,7 @@ def measure_rounds(load: Load, folder: Path) -> dict[str, Any]:
     revocations = Revocations(folder / "ca" / "revoked.pem", authority)
     offer = Offer(run=RUN, settings={}, clients=load.clients, input_shape=[1], classes=2, initial_sha256="0" * 64)
     tally = Tally(folder / "events.jsonl")
-    exchange = Exchange(offer, lambda: revocations().der, tally, load.clients)
+    exchange = Exchange(offer, lambda: revocations().der, tally)
     bounds = Bounds(message_bytes=8 * load.dimension + (1 << 20), connections=4 * load.clients)
     gate = Gate(authority, revocations, load.clients)
     service = Service("127.0.0.1:0", server_credentials(identity), gate, exchange, tally, bounds)

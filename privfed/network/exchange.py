@@ -40,17 +40,16 @@ class _Seat:
 
 
 class Exchange:
-    """Mail for clients, and the open stage.
+    """Mail for clients, and the open stage; no more seats than there are clients in the population.
 
     Args:
         offer: What the run is.
         revocations: The body of the offer.
         tally: Counts.
-        most: Clients that can be there at the same time.
     """
 
-    def __init__(self, offer: Offer, revocations: Callable[[], bytes], tally: Tally, most: int) -> None:
-        self._offer, self._revocations, self._tally, self._most = offer, revocations, tally, most
+    def __init__(self, offer: Offer, revocations: Callable[[], bytes], tally: Tally) -> None:
+        self._offer, self._revocations, self._tally = offer, revocations, tally
         self._digest = frames.digest(offer)
         self._seats: dict[int, _Seat] = {}
         self._round = self._step = 0
@@ -65,9 +64,6 @@ class Exchange:
         """Let a client sit down, or renew its place; the offer, unless it has accepted just that."""
         seat = self._seats.get(certificate.client)
         if seat is None:
-            if len(self._seats) >= self._most and not self._make_room():
-                self._tally.refuse("full")
-                return frames.encode(Nothing(state="wait"))
             seat = self._seats[certificate.client] = _Seat(certificate, time.monotonic())
         elif seat.certificate.der != certificate.der:
             seat.certificate, seat.accepted = certificate, False
@@ -219,11 +215,3 @@ class Exchange:
     def _present(self) -> dict[int, Certificate]:
         since = time.monotonic() - PRESENT_SECONDS
         return {c: seat.certificate for c, seat in self._seats.items() if seat.accepted and seat.seen >= since}
-
-    def _make_room(self) -> bool:
-        """Forget who is not there any more."""
-        since = time.monotonic() - PRESENT_SECONDS
-        gone = [client for client, seat in self._seats.items() if seat.seen < since]
-        for client in gone:
-            del self._seats[client]
-        return bool(gone)

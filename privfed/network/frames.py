@@ -92,7 +92,6 @@ class Invitation(Frame):
         threshold: Of the masking protocol.
         dimension: Of the vectors to send.
         ring_bits: Of the ring; 0 where nothing is masked.
-        seconds: Until the server stops waiting for the input.
     """
 
     kind = 5
@@ -104,7 +103,6 @@ class Invitation(Frame):
     threshold: Number
     dimension: Number
     ring_bits: Number
-    seconds: float
 
 
 class Relay(Frame):

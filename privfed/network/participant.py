@@ -6,9 +6,6 @@ It trusts its authority, its own memory and the plan that it accepted, and nothi
 from __future__ import annotations
 
 import hashlib
-import math
-import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -208,19 +205,3 @@ class Participant:
     def _leave(self) -> None:
         """Forget the session, if there is one: no share is revealed after this."""
         self._session = None
-
-
-def plain_vector(body: memoryview, dimension: int, check: Callable[[float], bool]) -> NDArray[np.float64]:
-    """An input in the clear, ``[dimension]``; ``check`` judges its norm.
-
-    Raises:
-        FrameError: Wrong length, not finite, or too long.
-    """
-    if len(body) != dimension * struct.calcsize("<d"):
-        raise FrameError(f"is no vector of {dimension} numbers")
-    vector = np.empty(dimension, "<f8")
-    memoryview(vector).cast("B")[:] = body  # a head of any length leaves it unaligned, which NumPy is slow with
-    norm = math.sqrt(float(np.square(vector).sum()))
-    if not math.isfinite(norm) or not check(norm):
-        raise FrameError("is a vector that is not finite, or longer than the clip norm")
-    return vector

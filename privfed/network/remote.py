@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from privfed.federated.aggregation import Aggregate, Aggregation, Inputs, PlainAggregation, RingAggregation
 from privfed.network import frames
 from privfed.network.certificates import Certificate
+from privfed.network.errors import FrameError
 from privfed.network.exchange import Exchange
 from privfed.network.frames import Closed, Invitation, Relay
-from privfed.network.participant import CLOSED, plain_vector
+from privfed.network.participant import CLOSED
 from privfed.network.service import Service
 from privfed.network.tally import Tally
 from privfed.secagg import (
@@ -223,6 +225,23 @@ class NetworkClients:
             threshold=0 if params is None else params.threshold,
             dimension=inputs.length if params is None else params.dimension,
             ring_bits=0 if params is None else params.ring_bits,
-            seconds=self.deadlines.training,
         )
         return frames.encode(invitation, body)
+
+
+def plain_vector(body: memoryview, dimension: int, check: Callable[[float], bool]) -> NDArray[np.float64]:
+    """An input in the clear, ``[dimension]``; ``check`` judges its norm.
+
+    Raises:
+        FrameError: Wrong length, not finite, or too long.
+    """
+    if len(body) != 8 * dimension:
+        raise FrameError(f"is no vector of {dimension} numbers")
+    vector = np.empty(dimension, "<f8")
+    vector.view(np.uint8)[:] = np.frombuffer(
+        body, np.uint8
+    )  # a head of any length leaves it unaligned, which NumPy is slow with
+    norm = math.sqrt(float(np.square(vector).sum()))
+    if not math.isfinite(norm) or not check(norm):
+        raise FrameError("is a vector that is not finite, or longer than the clip norm")
+    return vector

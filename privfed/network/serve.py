@@ -130,7 +130,7 @@ def run_server(settings: Settings, out: Path, serving: Serving, console: Console
     folder.claim()
     offer = _offer(experiment, out / SERVED)
     tally = Tally(out / EVENTS)
-    exchange = Exchange(offer, lambda: revocations().der, tally, experiment.population.clients)
+    exchange = Exchange(offer, lambda: revocations().der, tally)
     dimension = experiment.mechanism.length(experiment.model.dimension)
     bounds = Bounds(
         message_bytes=8 * dimension + _OVERHEAD_BYTES,

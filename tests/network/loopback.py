@@ -194,7 +194,7 @@ def serve(folder: Path, out: Path, deadlines: Deadlines | None = None) -> Iterat
     revocations = Revocations(folder / "revoked.pem", authority)
     offer = Offer(run="0" * 32, settings={}, clients=CLIENTS, input_shape=[1], classes=2, initial_sha256="0" * 64)
     tally = Tally(out / "events.jsonl")
-    exchange = Exchange(offer, lambda: revocations().der, tally, CLIENTS)
+    exchange = Exchange(offer, lambda: revocations().der, tally)
     gate = Gate(authority, revocations, CLIENTS)
     bounds = Bounds(message_bytes=1 << 20, piece_seconds=1.0, calls_per_second=200, burst=400)
     service = Service("127.0.0.1:0", server_credentials(identity), gate, exchange, tally, bounds)

@@ -40,7 +40,6 @@ FRAMES: st.SearchStrategy[Frame] = st.one_of(
         threshold=NUMBERS,
         dimension=NUMBERS,
         ring_bits=NUMBERS,
-        seconds=st.floats(0, 1e9),
     ),
 )
 OFFER = Offer(

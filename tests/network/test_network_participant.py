@@ -80,7 +80,6 @@ class Table:
             "threshold": params.threshold,
             "dimension": params.dimension,
             "ring_bits": params.ring_bits,
-            "seconds": 60.0,
         }
         body = changes.pop("body", weights.astype("<f4").tobytes() + b"".join(ders))
         return frames.encode(Invitation(**{**values, **changes}), body)
