@@ -85,6 +85,11 @@ class RunFolder:
         return MetricsFile(self.path / (BASELINE_METRICS if baseline else METRICS), earlier)
 
     @property
+    def served(self) -> bool:
+        """Whether its clients are real."""
+        return (self.path / SERVED).exists()
+
+    @property
     def checkpoints(self) -> Path:
         """Where the run stands."""
         return self.path / CHECKPOINTS

@@ -24,7 +24,7 @@ from privfed.files import write_text
 from privfed.manifest import seal
 from privfed.privacy.accounting import Guarantee, marks, shared, statements
 from privfed.privacy.ledger_report import verify_ledger
-from privfed.rundir import SERVED, TRANSCRIPT, MetricsFile, RunFolder
+from privfed.rundir import TRANSCRIPT, MetricsFile, RunFolder
 from privfed.tensorboard import EventFile
 from privfed.transcript import Observer
 
@@ -132,7 +132,7 @@ def train_protected(
     if folder is None:
         _introduce(experiment, console)
         return _train(experiment, None, None, TRAINING, console)
-    if not served and (folder.path / SERVED).exists() and verify_ledger(folder.ledger).final_sha256 is None:
+    if not served and folder.served and verify_ledger(folder.ledger).final_sha256 is None:
         raise OutputError(
             "holds a training with real clients that is not finished",
             where=f"--out {folder.path}",

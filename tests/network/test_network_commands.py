@@ -146,6 +146,11 @@ def test_server_and_client_are_killed_and_the_weights_are_the_simulations(comman
     (run,) = memory.values()
     assert run["rounds"] == ROUNDS
     assert run["contributed"] == ROUNDS
+    audit = [*commands._command, "audit", str(commands.out)]
+    subprocess.run(audit, capture_output=True, check=True, timeout=400)
+    assert "The clients of this training were real" in (commands.out / "report.json").read_text(encoding="utf-8")
+    verification = verify_run(commands.out)
+    assert verification.holds, verification.as_text()
 
 
 def test_clients_decline_a_plan_and_say_why_to_the_server(commands: Commands) -> None:

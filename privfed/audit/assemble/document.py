@@ -73,9 +73,19 @@ def assemble(m: Material) -> ev.Evidence:
             *(f"This report is partial: {why}." for why in m.missing),
             *LIMITS,
             *abort_limit_of(m),
+            *(SERVED_LIMITS if m.folder.served else ()),
             *canary_limits_of(canaries),
         ),
     )
+
+
+SERVED_LIMITS = (
+    "The clients of this training were real. Attacks on its rounds and membership inference are scored against "
+    "the data that its settings name, on which the unprotected training ran as well: where these are not the "
+    "clients' own, a failed attack says nothing of the clients.",
+    "What colluding clients know is in no record of the server: no attack was run on the views of "
+    "server+colluders and of the active server.",
+)
 
 
 def _run(m: Material) -> ev.Run:
