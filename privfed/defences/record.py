@@ -15,7 +15,7 @@ from privfed.defences.catalogue import Defence
 from privfed.defences.folder import Row, cell_of, finished
 
 STRONGEST = "strongest"
-"""In the place of an attack: of each target what the attack got that came nearest, chosen by the truth."""
+"""In the place of an attack: of each target the attack with most images exact, or else with the nearest one."""
 PAIRS = 4
 """Pairs of images kept for the page, those that got most."""
 
@@ -178,8 +178,9 @@ def _line(
     return Line(defence, examples, clipped, cells, verdict(strongest), tuple(shown), tuple(names))
 
 
-def _reached(row: Row) -> float:
-    return -math.inf if row["psnr"] is None else float(row["psnr"])
+def _reached(row: Row) -> tuple[float, float]:
+    """How far an attack came: the share of the examples that are exact counts first, then the best image."""
+    return row["exact_examples"] or 0.0, -math.inf if row["psnr"] is None else float(row["psnr"])
 
 
 def _cell(defence: str, attack: str, rows: Sequence[Row], held_out: int) -> Cell:

@@ -31,6 +31,12 @@ def test_the_strongest_is_chosen_target_by_target() -> None:
     assert line.cells["two"].failures == {"no way in": 2}
 
 
+def test_whole_batches_count_more_than_one_image_that_is_nearer() -> None:
+    rows = cells(one=150.0, two=160.0)
+    rows = [{**r, "exact_examples": 1.0 if r["attack"] == "one" else 0.5} for r in rows]
+    assert grid(rows).lines[0].cells[STRONGEST].exact_examples == 1.0
+
+
 @pytest.mark.parametrize(("psnr", "verdict"), [(20.0, "leaks"), (12.0, "nothing found"), (None, "nothing found")])
 def test_verdict_by_the_margin(psnr: float | None, verdict: str) -> None:
     assert grid(cells(one=psnr, two=psnr)).lines[0].verdict == verdict
