@@ -53,10 +53,11 @@ class Fate:
                 if self._death.moment == "amid":
                     half(call, *arguments)
                 die()
-            result = call(*arguments, **options)
-            if fatal:
-                die()
-            return result
+            try:
+                return call(*arguments, **options)
+            finally:  # also where there was nothing to unlink
+                if fatal:
+                    die()
 
         return counted
 
