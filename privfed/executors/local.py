@@ -196,7 +196,7 @@ class LocalClientWork(ClientWork):
         def add_up(path: SumPath, share: NDArray[np.int64]) -> NDArray[np.float64]:
             total = np.zeros(self._model.dimension)
             with tf.device(self._device):
-                for piece in path.pieces(ids[share]):
+                for piece in self._data.in_parts(path.pieces(ids[share])):
                     here = share[piece]
                     part, squared[here], loss_sum[here], correct[here] = path(start, ids[here], seed, rate, bound)
                     total += part

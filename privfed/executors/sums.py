@@ -30,6 +30,9 @@ PATHS = ("auto", "loop", "xla", "ghost")
 CLIENTS_IN_FLOAT32 = 32
 """Contributions of a model that the loop adds up in float32 before they go into the float64 total."""
 
+CLIENTS_MAPPED = 16
+"""Clients that a thread reads from a map before it gives their pages back: the kernel maps up to 2 MiB each."""
+
 LEAST_FILLED = 0.5
 """Share of real examples in filled-up batches below which compiled steps waste what they gain."""
 
@@ -95,6 +98,13 @@ class Data:
                 for array in (features, labels)
             )
         self.offsets = offsets
+
+    def in_parts(self, pieces: Iterator[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
+        """``pieces`` cut into what may be read before ``give_back``, which only mapped data need."""
+        for piece in pieces:
+            most = CLIENTS_MAPPED if self._maps else max(1, len(piece))
+            for first in range(0, len(piece), most):
+                yield piece[first : first + most]
 
     def give_back(self) -> None:
         """Take mapped pages out of this process, where the kernel would leave all that was ever read."""

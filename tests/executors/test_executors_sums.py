@@ -365,3 +365,14 @@ def test_mapped_arrays_are_used_where_they_lie_when_they_are_aligned(tmp_path, p
         for each in (mapped, features)
     )
     np.testing.assert_array_equal(there.total, here.total)
+
+
+def test_mapped_data_are_read_in_parts_and_others_whole(tmp_path):
+    features = np.zeros((64, 4), np.float32)
+    np.save(tmp_path / "features.npy", features)
+    labels, offsets = np.zeros(64, np.int32), np.arange(65)
+    pieces = [np.arange(40), np.arange(0), np.arange(5)]
+    mapped = Data(np.load(tmp_path / "features.npy", mmap_mode="r"), labels, offsets, "CPU:0")
+    assert [len(part) for part in mapped.in_parts(iter(pieces))] == [16, 16, 8, 5]
+    held = Data(features, labels, offsets, "CPU:0")
+    assert [len(part) for part in held.in_parts(iter(pieces))] == [40, 5]
