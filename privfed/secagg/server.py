@@ -142,8 +142,10 @@ class Server:
     def __repr__(self) -> str:
         return f"Server(state={self._state.name}, clients={len(self.params.client_ids)})"
 
-    def receive(self, message: ToServer) -> None:
-        """Take a client's message.
+    def receive(self, message: ToServer) -> list[ToClient]:
+        """Take a client's message; what to answer at once, which is nothing: answers are those of ``close_stage``.
+
+        Who closes a stage, by a deadline or when ``waiting_for`` is empty, is not for a machine without a clock.
 
         Raises:
             RemoteError: The message is out of order or fails a check; see its subclasses.
@@ -168,6 +170,7 @@ class Server:
         else:
             self._take_reveal(message)
         self._state = following
+        return []
 
     def close_stage(self) -> dict[int, ToClient]:
         """End the stage with whoever answered; returns the next message of each client still in, if there is one.

@@ -4,38 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
+from checked_html import Checked
 from synthetic import cells, grid
 
 from privfed.defences.figures import DECIBELS, SHARES, psnr_figure
 from privfed.defences.page import render_grid
 from privfed.defences.record import Grid
-
-VOID = {"meta", "link", "br", "wbr", "img"}
-
-
-class Checked(HTMLParser):
-    """Notes tags, and that each is closed in turn."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.stack: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack.pop() == tag
 
 
 @pytest.fixture(scope="module")

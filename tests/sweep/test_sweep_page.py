@@ -9,11 +9,11 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from checked_html import Checked
 from fake_trials import QUIET, FakeRunner
 
 from privfed.sweep import page
@@ -24,7 +24,6 @@ from privfed.sweep.record import BaselinePoint, Sweep
 from privfed.sweep.run import run_sweep
 
 TEMPLATES = Path(page.__file__).parents[1] / "templates"
-VOID = {"meta", "link", "br", "wbr"}
 
 
 def accuracy(trial: Trial) -> float:
@@ -44,28 +43,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     return got.model_copy(
         update={"baseline": (BaselinePoint(epsilon=1.0, accuracy=0.5, label="<b>theirs</b> & others"),)}
     )
-
-
-class Checked(HTMLParser):
-    """Notes tags, and that each is closed in turn."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.stack: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack.pop() == tag
 
 
 def test_well_formed_with_unique_ids_and_nothing_from_elsewhere(sweep: Sweep) -> None:
