@@ -25,20 +25,19 @@ LEAST_BYTES_PER_WORKER = 8 * BLOCK_BYTES
 _ZEROS = bytes(BLOCK_BYTES)
 
 
-def keystream(key: bytes, block: int = 0) -> CipherContext:
-    """AES-256-CTR (NIST SP 800-38A, section 6.5) from ``block`` on; encrypting zeros yields the stream.
+def keystream(key: bytes) -> CipherContext:
+    """AES-256-CTR (NIST SP 800-38A, section 6.5); encrypting zeros yields the stream.
 
     The counter starts at the same place always because every key is derived for one stream and used for no other.
     """
-    if not block and _gcm_is_faster():
+    if _gcm_is_faster():
         # GCM encrypts by counter mode (NIST SP 800-38D, section 7.1): the same bytes. Its tag is of no use here.
         return Cipher(algorithms.AES256(key), modes.GCM(bytes(12))).encryptor()
-    return _counter_mode(key, block)
+    return _counter_mode(key, FIRST_BLOCK)
 
 
-def _counter_mode(key: bytes, block: int) -> CipherContext:
-    counter = (FIRST_BLOCK + block).to_bytes(AES_BLOCK_BYTES, "big")
-    return Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
+def _counter_mode(key: bytes, counter: int) -> CipherContext:
+    return Cipher(algorithms.AES256(key), modes.CTR(counter.to_bytes(AES_BLOCK_BYTES, "big"))).encryptor()
 
 
 @cache
@@ -62,7 +61,7 @@ def apply_masks(
     """Add and subtract the keystreams of 32-byte keys in place, modulo the width of the ring.
 
     The stream is read as little-endian integers on every machine. The result does not depend on ``workers``: each
-    thread takes one part of the vector, and of every stream just that part.
+    thread takes some of the keys, and all but one sum theirs into a vector of their own.
 
     Args:
         vector: ``[dimension]``, uint32 or uint64, contiguous, writable.
@@ -70,32 +69,33 @@ def apply_masks(
         subtracted: Keys whose stream is subtracted.
         workers: Most threads to use; ``cryptography`` and NumPy let go of the interpreter's lock.
     """
-    total_bytes = vector.nbytes * (len(added) + len(subtracted))
-    parts = max(1, min(workers, total_bytes // LEAST_BYTES_PER_WORKER, vector.nbytes // BLOCK_BYTES))
+    keys = len(added) + len(subtracted)
+    parts = max(1, min(workers, keys, keys * vector.nbytes // LEAST_BYTES_PER_WORKER))
     if parts == 1:
-        _mask_part(vector, 0, added, subtracted)
+        _mask(vector, added, subtracted)
         return
-    # Whole cipher blocks to each part, so that its streams begin at a whole counter.
-    step = -(-len(vector) // (parts * AES_BLOCK_BYTES)) * AES_BLOCK_BYTES
+    sums = [vector, *(np.zeros_like(vector) for _ in range(parts - 1))]
     with ThreadPoolExecutor(parts) as pool:
-        for done in [
-            pool.submit(_mask_part, vector[start : start + step], start * vector.itemsize, added, subtracted)
-            for start in range(0, len(vector), step)
-        ]:
+        # The second kind is dealt from the other end, so that nobody gets one key more of each.
+        jobs = [
+            pool.submit(_mask, part, added[i::parts], subtracted[parts - 1 - i :: parts])
+            for i, part in enumerate(sums)
+        ]
+        for done in jobs:
             done.result()
+    for part in sums[1:]:
+        vector += part
 
 
-def _mask_part(part: NDArray[Any], offset: int, added: Sequence[bytes], subtracted: Sequence[bytes]) -> None:
-    """Mask ``part``, which begins ``offset`` bytes into the vector, a multiple of the cipher's block."""
-    first = offset // AES_BLOCK_BYTES
-    streams: list[tuple[CipherContext, np.ufunc]] = [(keystream(key, first), np.add) for key in added]
-    streams += [(keystream(key, first), np.subtract) for key in subtracted]
-    block = min(BLOCK_BYTES // part.itemsize, len(part))
-    scratch = np.empty(block, dtype=part.dtype.newbyteorder("<"))
+def _mask(vector: NDArray[Any], added: Sequence[bytes], subtracted: Sequence[bytes]) -> None:
+    streams: list[tuple[CipherContext, np.ufunc]] = [(keystream(key), np.add) for key in added]
+    streams += [(keystream(key), np.subtract) for key in subtracted]
+    block = min(BLOCK_BYTES // vector.itemsize, len(vector))
+    scratch = np.empty(block, dtype=vector.dtype.newbyteorder("<"))
     scratch_bytes = scratch.view(np.uint8).data
     zeros = memoryview(_ZEROS)
-    for start in range(0, len(part), block):
-        target = part[start : start + block]
+    for start in range(0, len(vector), block):
+        target = vector[start : start + block]
         mask, size = scratch[: len(target)], target.nbytes
         source, sink = zeros[:size], scratch_bytes[:size]
         for stream, operation in streams:

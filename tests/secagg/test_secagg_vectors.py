@@ -98,14 +98,13 @@ CIPHER_F55 = unhex(
 
 
 def test_keystream_agrees_with_sp_800_38a_section_f_5_5() -> None:
-    block = int.from_bytes(COUNTER_F55, "big") - FIRST_BLOCK
-    assert keystream(KEY_F55, block).update(PLAIN_F55) == CIPHER_F55
+    assert _counter_mode(KEY_F55, int.from_bytes(COUNTER_F55, "big")).update(PLAIN_F55) == CIPHER_F55
 
 
 def test_keystream_at_counter_zero_is_the_block_cipher_of_zero() -> None:
     # NIST AESAVS, appendix C.1, KeySbox known answer for 256-bit keys, first row: plaintext zero.
     key = unhex("c47b0294dbbbee0fec4757f22ffeee3587ca4730c3d33b691df38bab076bc558")
-    assert keystream(key, -FIRST_BLOCK).update(bytes(16)).hex() == "46f2fb342d6f0ab477476fc501242c5f"
+    assert _counter_mode(key, 0).update(bytes(16)).hex() == "46f2fb342d6f0ab477476fc501242c5f"
 
 
 @pytest.mark.parametrize("by_gcm", [True, False])
@@ -113,9 +112,7 @@ def test_the_stream_is_the_same_whichever_mode_makes_it(by_gcm: bool, monkeypatc
     monkeypatch.setattr("privfed.secagg.prg._gcm_is_faster", lambda: by_gcm)
     # McGrew and Viega, "The Galois/Counter Mode of Operation", test case 14: key, nonce and plaintext zero.
     assert keystream(bytes(32)).update(bytes(16)).hex() == "cea7403d4d606b6e074ec5d3baf39d18"
-    whole = keystream(KEY_F55).update(bytes(100_000))
-    assert keystream(KEY_F55, 1000).update(bytes(84_000)) == whole[16_000:]
-    assert whole == _counter_mode(KEY_F55, 0).update(bytes(100_000))
+    assert keystream(KEY_F55).update(bytes(100_000)) == _counter_mode(KEY_F55, FIRST_BLOCK).update(bytes(100_000))
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
