@@ -95,8 +95,11 @@ def check(row: dict[str, Any]) -> None:
 
 
 def compared(row: dict[str, Any], earlier: list[dict[str, Any]], peak: float) -> dict[str, Any]:
-    """``row`` with its ratios to PrivFed, and its share of the machine's peak."""
-    own = next((r for r in [*earlier, row] if r["engine"] == "privfed"), None)
+    """``row`` with its ratios to PrivFed, and its share of the machine's peak.
+
+    A variant of PrivFed brings along what it is compared with, from rounds between its own.
+    """
+    own = row.get("beside") or next((r for r in [*earlier, row] if r["engine"] == "privfed"), None)
     speed = workloads.WORKLOADS[row["workload"]].gflop / row["seconds_per_round"]
     return {
         **row,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -187,7 +187,7 @@ class LocalClientWork(ClientWork):
             return super().clipped_sum(weights, clients, seed, clip_norm, exact=exact)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {clip_norm}")
-        start, ids = self._start(weights), np.asarray(clients, np.int64)
+        start, ids = self._start(weights).weights, np.asarray(clients, np.int64)
         bound = tf.constant(np.inf if clip_norm is None else clip_norm, tf.float64)
         rate = _rate(self._training, self._conditions)
         sizes = self._offsets[ids + 1] - self._offsets[ids]
@@ -226,11 +226,12 @@ class LocalClientWork(ClientWork):
             # Nothing is left to wait for, unless the user interrupts, who should not wait for a round of clients.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self, weights: Vector) -> Any:
+    def _start(self, weights: Vector) -> _Start:
         if np.shape(weights) != (self._model.dimension,):
             raise ValueError(f"the model has {self._model.dimension} weights, got shape {np.shape(weights)}")
         with tf.device(self._device):
-            return tf.constant(weights, tf.float32)
+            flat = tf.constant(weights, tf.float32)
+            return _Start(flat, self._model.unflatten(flat))
 
     def _sum_paths(self, exact: bool) -> list[SumPath]:
         """One for each thread, made when first needed."""
@@ -267,6 +268,13 @@ class LocalClientWork(ClientWork):
         return ClientUpdates(tuple(clients.tolist()), deltas, examples, loss_sum, correct, seen)
 
 
+class _Start(NamedTuple):
+    """Where training starts, on the device: once ``[d]``, and once as the model's variables."""
+
+    weights: Any
+    variables: list[Any]
+
+
 class _Updates:
     """Single updates, for one thread."""
 
@@ -283,13 +291,13 @@ class _Updates:
             yield clients[first : first + most]
 
     def __call__(
-        self, start: Any, clients: NDArray[np.int64], seed: Sequence[int], conditions: Conditions
+        self, start: _Start, clients: NDArray[np.int64], seed: Sequence[int], conditions: Conditions
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
         """Deltas ``[clients, d]``, loss sums and counts of right answers ``[clients]``."""
         if self._graph is None:
             self._graph = self._build()
         steps, noise = self._drawn(clients, seed, conditions)
-        arguments: list[NDArray[Any]] = [steps.rows, steps.step_bounds]
+        arguments: list[Any] = [steps.rows, steps.step_bounds]
         if not self._long:
             arguments.append(steps.client_bounds)
         if noise is not None:
@@ -297,9 +305,11 @@ class _Updates:
         if conditions.corrections is not None:
             corrections = conditions.corrections(clients.tolist())
             arguments.append(corrections[0] if self._long else corrections)
+        if self._long:
+            arguments += start.variables
         rate = _rate(self._training, conditions)
         with tf.device(self._device):
-            got = self._graph(start, self._data.features, self._data.labels, rate, *arguments)
+            got = self._graph(start.weights, self._data.features, self._data.labels, rate, *arguments)
         deltas, loss_sum, correct = (np.asarray(value) for value in got)  # where they are: `numpy()` copies
         if self._long:
             return deltas[None], np.array([loss_sum]), np.array([correct])

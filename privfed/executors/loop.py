@@ -43,17 +43,20 @@ def updates_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> 
 def update_graph(model: Model, training: LocalTraining, feature_dtype: Any) -> Any:
     """``(weights, features, labels, rate, rows, step bounds) -> (delta [d], loss sum, correct)`` of one client.
 
-    For long updates, which an array of updates would copy twice. Noise or a correction come last, if any.
+    For long updates, which an array of updates would copy twice. Noise or a correction come behind, if any, and
+    then ``weights`` once more as the model's variables: to cut them out for each client would copy them.
     """
+    extra, count = _extra(model, training, []), len(model.variables)
 
-    def train(weights, features, labels, rate, rows, step_bounds, *own):  # type: ignore[no-untyped-def]  # traced
-        start = model.unflatten(weights)
+    def train(weights, features, labels, rate, rows, step_bounds, *more):  # type: ignore[no-untyped-def]  # traced
+        own, start = more[:-count], list(more[-count:])
         steps = _Steps(model, training, features, labels, rate, rows, step_bounds)
         w, loss_sum, correct = steps.run(start, tf.constant(0), tf.size(step_bounds) - 1, *own)
-        delta = tf.concat([tf.reshape(b - a, [-1]) for a, b in zip(start, w, strict=True)], 0)
+        delta = tf.concat([tf.reshape(variable, [-1]) for variable in w], 0) - weights
         return delta, loss_sum, correct
 
-    signature = [*_signature(model, feature_dtype)[:-1], *_extra(model, training, [])]
+    variables = [tf.TensorSpec(spec.shape, tf.float32) for spec in model.variables]
+    signature = [*_signature(model, feature_dtype)[:-1], *extra, *variables]
     return tf.function(train, input_signature=signature, autograph=False).get_concrete_function()
 
 

@@ -76,8 +76,11 @@ class Aggregate:
 class RunningSum(Protocol):
     """A sum that needs no vector once it has it."""
 
-    def add(self, client: int, vector: Vector, factor: np.float32 = ONE) -> None:
-        """Add ``factor * vector`` of a client whose input will arrive; in any order."""
+    def add(self, client: int, vector: Vector, factor: np.float32 = ONE, longest: float | None = None) -> None:
+        """Add ``factor * vector`` of a client whose input will arrive; in any order.
+
+        ``longest`` is an L2 norm that it does not exceed, where that is known.
+        """
         ...
 
     def close(self, dropouts: Dropouts) -> Aggregate:
@@ -236,9 +239,9 @@ class _RunningRingSum:
         self._total = encoding.zeros()
         self._seconds = 0.0
 
-    def add(self, client: int, vector: Vector, factor: np.float32 = ONE) -> None:
+    def add(self, client: int, vector: Vector, factor: np.float32 = ONE, longest: float | None = None) -> None:
         started = time.perf_counter()
-        self._encoding.add(self._total, client, vector, factor)
+        self._encoding.add(self._total, client, vector, factor, longest)
         self._seconds += time.perf_counter() - started
 
     def close(self, dropouts: Dropouts) -> Aggregate:

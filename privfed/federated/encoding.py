@@ -38,8 +38,18 @@ class Encoding(Protocol):
         """What sums begin with."""
         ...
 
-    def add(self, total: NDArray[Any], client: int, vector: NDArray[Any], factor: np.float32 = ONE) -> None:
-        """Encode ``factor * vector`` of ``client`` and add it to ``total`` in place, as long as ``zeros()``."""
+    def add(
+        self,
+        total: NDArray[Any],
+        client: int,
+        vector: NDArray[Any],
+        factor: np.float32 = ONE,
+        longest: float | None = None,
+    ) -> None:
+        """Encode ``factor * vector`` of ``client`` and add it to ``total`` in place, as long as ``zeros()``.
+
+        ``longest`` is an L2 norm that it does not exceed, where that is known.
+        """
         ...
 
     def decode(self, total: NDArray[Any]) -> Real:
@@ -58,10 +68,17 @@ class FixedPointEncoding:
         """As ``Encoding``."""
         return np.zeros(self.codec.length, self.codec.dtype)
 
-    def add(self, total: NDArray[Any], client: int, vector: NDArray[Any], factor: np.float32 = ONE) -> None:
+    def add(
+        self,
+        total: NDArray[Any],
+        client: int,
+        vector: NDArray[Any],
+        factor: np.float32 = ONE,
+        longest: float | None = None,
+    ) -> None:
         """As ``Encoding``."""
         # 256 bits of the client's own, whether from a seed or from the CSPRNG, key its rounding.
-        self.codec.add_encoded(total, vector, self.source(client).words(4).tobytes(), factor)
+        self.codec.add_encoded(total, vector, self.source(client).words(4).tobytes(), factor, longest)
 
     def decode(self, total: NDArray[Any]) -> Real:
         """As ``Encoding``."""
@@ -79,7 +96,14 @@ class IntegerEncoding:
         """As ``Encoding``."""
         return np.zeros(self.length, self.codec.dtype)
 
-    def add(self, total: NDArray[Any], client: int, vector: NDArray[Any], factor: np.float32 = ONE) -> None:
+    def add(
+        self,
+        total: NDArray[Any],
+        client: int,
+        vector: NDArray[Any],
+        factor: np.float32 = ONE,
+        longest: float | None = None,
+    ) -> None:
         """As ``Encoding``; integers are taken as they are, so the factor must be 1."""
         if factor != 1:
             raise ValueError(f"integers cannot be scaled on their way into the ring, got a factor of {factor}")

@@ -236,7 +236,7 @@ class Round:
             if not math.isfinite(sent.norm_before):
                 return None
             if local.running is not None and self.shares is None and variates is None:
-                local.running.add(client, sent.unscaled, sent.factor)
+                local.running.add(client, sent.unscaled, sent.factor, sent.longest)
                 return _Half(nothing, sent.norm_before, sent.was_clipped, None)
             vector = sent.vector if self.shares is None else self._weigh(client, sent.vector)
             change = None if variates is None else vector[len(weights) :].astype(np.float64)

@@ -47,12 +47,14 @@ class Contribution:
         norm_before: L2 norm of the update before the clip, right to ``2**-16`` of itself.
         was_clipped: Whether the clip shortened it.
         factor: What is still to be multiplied, in float32: whoever passes over the vector anyway may do it then.
+        longest: L2 norm that ``factor * unscaled`` does not exceed; ``None`` where nobody measured it.
     """
 
     unscaled: NDArray[Any]
     norm_before: float
     was_clipped: bool
     factor: np.float32 = ONE
+    longest: float | None = None
 
     @property
     def vector(self) -> NDArray[Any]:
@@ -78,17 +80,17 @@ def clip_by_l2(update: NDArray[np.float32], norm: float) -> Contribution:
     if not np.isfinite(length):
         raise NonFiniteUpdateError("the update is not finite")
     if length <= norm:
-        return Contribution(update, length, False)
+        return Contribution(update, length, False, longest=length * (1 + error))
     factor = norm / length
     if min(norm, factor) > _FAR_FROM_UNDERFLOW:
         # Room for two roundings to float32, of the factor and of each product.
-        return Contribution(update, length, True, np.float32(factor * (1 - error - 2.0**-22)))
+        return Contribution(update, length, True, np.float32(factor * (1 - error - 2.0**-22)), norm)
     exact = update.astype(np.float64)
     clipped = (exact * factor).astype(np.float32)
     while l2_norm(clipped) > norm:  # rounding to float32 lengthened it
         factor *= 1 - 2.0**-24
         clipped = (exact * factor).astype(np.float32)
-    return Contribution(clipped, length, True)
+    return Contribution(clipped, length, True, longest=norm)
 
 
 def _estimated_norm(update: NDArray[np.float32]) -> tuple[float, float]:

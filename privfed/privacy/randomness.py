@@ -6,6 +6,7 @@ Everything random in the privacy mechanisms is drawn from 64-bit words, so that 
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -36,7 +37,12 @@ class SeededSource:
     """PCG64 seeded by a tuple of integers: reproducible, and no secret from who knows the key."""
 
     def __init__(self, *key: int) -> None:
-        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+        self._key = key
+
+    @cached_property
+    def _generator(self) -> np.random.Generator:
+        # Not before it is used: most mechanisms draw nothing on clients, and seeding is slow.
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self._key)))
 
     def words(self, size: int) -> Words:
         """The next ``size`` words of the stream."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from privfed.secagg.rounding import (
     Float64Rounding,
     Rounding,
     round_magnitudes,
+    sum_of_squares,
 )
 
 Words = NDArray[np.uint64]
@@ -134,7 +136,7 @@ class FixedPointCodec:
                 codec = cls.in_lanes(cohort_size, clip_norm, dimension, count)
             except ParameterError:
                 continue  # too coarse
-            if codec._exact_bound() > 2 ** (value_bits - 2):
+            if codec._exact_bound > 2 ** (value_bits - 2):
                 return codec
         return plain
 
@@ -147,7 +149,7 @@ class FixedPointCodec:
                 codec = cls.for_cohort(cohort_size, clip_norm, dimension, ring_bits)
             except ParameterError:
                 continue  # too coarse, or what the widest ring refuses as well
-            if codec._exact_bound() > 2 ** (value_bits - 2):
+            if codec._exact_bound > 2 ** (value_bits - 2):
                 return codec
         return cls.for_cohort(cohort_size, clip_norm, dimension, ring.MAX_BITS)
 
@@ -195,7 +197,7 @@ class FixedPointCodec:
             raise CodecError(
                 f"uniforms: must be uint64 of shape ({self.dimension},) (got {words.dtype} {words.shape})"
             )
-        bound = self._exact_bound()
+        bound = self._exact_bound
         # Scaling by a power of two is exact, by another number right to 2**-53; and everything below is exact:
         # magnitudes first, signs at the end.
         with np.errstate(over="ignore"):
@@ -221,60 +223,69 @@ class FixedPointCodec:
         update: NDArray[np.float32] | NDArray[np.float64],
         key: bytes,
         factor: np.float32 = ONE,
+        longest: float | None = None,
     ) -> None:
         """Encode ``factor * update`` and add it to the ring vector ``total`` in place, with no vector in between.
 
         Rounding is as in ``encode``, by the keystream of ``key``: the same key gives the same integers. Of float32
-        vectors on a ring of 32 bits or fewer, or in lanes, 16 bits decide each rounding: means are right to
-        ``2**-16`` steps.
+        vectors on a ring of 32 bits or fewer, or in lanes, up to 16 bits decide each rounding: means are right to
+        ``2**-16`` steps, or on fine grids to ``2**-29`` of the update.
 
         Args:
             total: ``[length]`` of type ``dtype``; added modulo the width of that, to be reduced when all is in.
             update: As in ``encode``, after the multiplication; of float32 that rounds to float32.
             key: 32 bytes, used for nothing else.
             factor: What clips the update; 1 when it is clipped already.
+            longest: L2 norm that ``factor * update`` does not exceed, of whoever has measured it; ``None`` to have
+                it measured here.
 
         Raises:
             CodecError: As in ``encode``; ``total`` may then hold a part of the update.
         """
         self._check_update(update)
         self._check_total(total)
-        bound, squared = self._exact_bound(), 0.0
-        rounding = self._rounding(update.dtype, key, factor)
+        rounding = self._rounding(update, key, factor, longest)
         with np.errstate(over="ignore", invalid="ignore"):
-            for start, steps, part in self._rounded(update, rounding, factor):
-                squared += part
+            for start, steps in self._rounded(update, rounding, factor):
                 if self.lanes:
                     self.lanes.add(total, start, steps)
                     continue
                 target = total[start : start + BLOCK]
                 same = steps.view(self.dtype) if steps.itemsize == target.itemsize else steps
                 np.add(target, same, out=target, casting="unsafe")
-        if not self._surely_within(squared, bound, rounding.error):
-            again = self._rounded(update, self._rounding(update.dtype, key, factor), factor)
-            blocks = [np.abs(steps.astype(np.int64)) for _, steps, _ in again]
-            self._check_norm(np.concatenate(blocks).astype(np.uint64), bound)
+        if not rounding.longest() <= self._bound:
+            again = self._rounded(update, self._rounding(update, key, factor, longest), factor)
+            blocks = [np.abs(steps.astype(np.int64)) for _, steps in again]
+            self._check_norm(np.concatenate(blocks).astype(np.uint64), self._exact_bound)
 
-    def _rounding(self, dtype: np.dtype[Any], key: bytes, factor: np.float32) -> Rounding:
-        bound = float(self._exact_bound())
+    def _rounding(self, update: NDArray[Any], key: bytes, factor: np.float32, longest: float | None) -> Rounding:
         # float32 has the range, and int32 the room: half of the ring holds two clients at least, a lane 21 bits.
         narrow = bool(self.lanes) or (self.ring_bits <= 32 and self.cohort_size > 1)
-        if narrow and dtype == np.float32 and abs(math.log2(self.scale)) < 100 > -math.log2(factor * self.scale):
+        if (
+            narrow
+            and update.dtype == np.float32
+            and abs(math.log2(self.scale)) < 100 > -math.log2(factor * self.scale)
+        ):
+            if longest is None:
+                longest = float(factor) * math.sqrt(sum_of_squares(update))
+            length = longest * self.scale
+            if not length <= self._bound * (1 + 2.0**-20):  # false for what is not a number
+                raise self._refusal(update * factor)
             # Where the scale is a power of two, one multiplication rounds as two would; lanes have a larger slack.
-            return Float32Rounding(factor * np.float32(self.scale), bound, key)
-        return Float64Rounding(self.scale, bound, key, self.ring_bits)
+            return Float32Rounding(factor * np.float32(self.scale), length, self.dimension, key)
+        return Float64Rounding(self.scale, self._bound, key, self.ring_bits)
 
     def _rounded(
         self, update: NDArray[Any], rounding: Rounding, factor: np.float32
-    ) -> Iterator[tuple[int, NDArray[Any], float]]:
-        """Where each block of ``update`` starts, its steps, and the sum of their squares."""
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Where each block of ``update`` starts, and its steps."""
         apart = factor != 1 and not isinstance(rounding, Float32Rounding)
         for start in range(0, self.dimension, BLOCK):
             block = update[start : start + BLOCK]
-            done = rounding(block * factor if apart else block)
-            if done is None:
+            steps = rounding(block * factor if apart else block)
+            if steps is None:
                 raise self._refusal(update * factor)
-            yield start, *done
+            yield start, steps
 
     def to_signed(self, total: NDArray[Any]) -> NDArray[np.int64]:
         """Signed integers ``[dimension]`` of a ring vector ``[length]``, reduced or not.
@@ -311,7 +322,7 @@ class FixedPointCodec:
             yield place, ring.to_signed(total[place], self.ring_bits)
 
     def _check_fineness(self) -> None:
-        steps, bits = self._exact_bound(), self.ring_bits if self.lanes is None else WORD_BITS // self.lanes.count
+        steps, bits = self._exact_bound, self.ring_bits if self.lanes is None else WORD_BITS // self.lanes.count
         if steps < MIN_STEPS:
             why = f"the clip norm is only {float(steps):.3g} steps"
             raise _too_coarse(self.cohort_size, self.dimension, bits, why)
@@ -336,15 +347,12 @@ class FixedPointCodec:
     def _check_norm(self, steps: Words, bound: Fraction) -> None:
         approximate = steps.astype(np.float64)
         # The exact sum is several times slower.
-        if self._surely_within(float(np.dot(approximate, approximate)), bound, 0.0):
+        squared = float(np.dot(approximate, approximate))
+        if squared * (1 + (self.dimension + 8) * 2.0**-51) <= bound**2:
             return
         squared = _exact_square_sum(steps)
         if squared > bound**2:
             raise self._too_long(math.sqrt(squared))
-
-    def _surely_within(self, squared: float, bound: Fraction, error: float) -> bool:
-        """Whether a float sum of squares is so far below the bound, error included, that it settles the matter."""
-        return squared * (1 + error) * (1 + (self.dimension + 8) * 2.0**-51) <= bound**2
 
     def _refusal(self, update: NDArray[Any]) -> CodecError:
         """Of an update that is not finite, or of which a part alone is too long."""
@@ -355,6 +363,11 @@ class FixedPointCodec:
         with np.errstate(over="ignore"):
             return self._too_long(float(np.abs(update.astype(np.float64)).max()) * self.scale)
 
+    @cached_property
+    def _bound(self) -> float:
+        return float(self._exact_bound)
+
+    @cached_property
     def _exact_bound(self) -> Fraction:
         return Fraction(self.clip_norm) * Fraction(self.scale)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,80 +16,70 @@ BLOCK = 1 << 15
 """Coordinates rounded together: all that is made on the way stays in the cache."""
 
 FRACTION_BITS = 16
-"""Bits that decide a rounding in ``Float32Rounding``."""
-
-PIECE = 256
-"""Most float32 squares that are added up before float64 takes over."""
+"""Most bits that decide a rounding in ``Float32Rounding``."""
 
 _BLAS_PART = 1 << 13
 _ZEROS = memoryview(bytes(8 * BLOCK))
-
-Rounded = tuple[NDArray[Any], float]
-"""Signed steps of the grid, as wide as the ring, and the sum of their squares."""
 
 
 class Rounding(Protocol):
     """Rounds one block of a vector after another."""
 
-    error: float
-    """Most by which a sum of squares may be off, as a share of itself."""
-
-    def __call__(self, block: NDArray[Any]) -> Rounded | None:
-        """Steps ``[len(block)]``, in space that the next call uses again, and the sum of their squares.
+    def __call__(self, block: NDArray[Any]) -> NDArray[Any] | None:
+        """Signed steps of the grid ``[len(block)]``, as wide as the ring, in space that the next call uses again.
 
         ``None`` when the block is not finite, or by itself longer than the bound; NumPy may warn of that.
         """
         ...
 
+    def longest(self) -> float:
+        """Steps that the L2 norm of all blocks so far, rounded, does not exceed."""
+        ...
+
 
 class Float32Rounding:
-    """Of float32 to 32-bit steps, which must stay below ``2**30``, almost all of it in float32.
+    """Of float32 to 32-bit steps, by fixed point: a coordinate ``m``, in steps, as ``M = trunc(2**f m)`` in int32.
 
-    A coordinate ``m``, in steps, goes to one of its two neighbours. Rounded down it is ``i``, and the rest is
-    ``f = m - i``; below ``2**24`` neither has an error, and above it ``f`` is 0. With ``R`` uniform on the
-    integers below ``2**16`` the result is ``i + 1`` where ``R < 2**16 f``: the mean is right to ``2**-16`` steps.
+    With ``R`` uniform on the integers below ``2**f`` the result is ``(M + R) >> f``: one of the two neighbours of
+    ``m``, and in the mean ``m`` but for less than ``2**-f`` steps. ``f`` is 16, or what the length leaves room
+    for: so what is lost is below ``2**-16`` steps, or below ``2**-29`` of the length.
 
     Args:
         scale: Steps of the grid per unit of what is rounded.
-        bound: Longest vector, in steps.
+        length: L2 norm, in steps, that the vector does not exceed; below ``2**31 - 2**16``.
+        dimension: Of the vector.
         key: Of the keystream, 32 bytes.
     """
 
-    error = 2.0**-15  # a sum of 256 float32 squares is off by less than 256 · 2⁻²⁴ (Higham 2002, section 4.2)
-
-    def __init__(self, scale: np.float32, bound: float, key: bytes) -> None:
-        self._scale, self._limit = scale, bound**2 * (1 + self.error)
+    def __init__(self, scale: np.float32, length: float, dimension: int, key: bytes) -> None:
+        # What rounds in these few operations is less than ``FixedPointCodec.rounding_slack`` leaves for measuring.
+        self._longest = (length + math.sqrt(dimension)) * (1 + 2.0**-50)
+        # No coordinate is longer than the vector.
+        self._fraction = max(0, min(FRACTION_BITS, 30 - math.frexp(length)[1]))
+        self._scale = scale * np.float32(2**self._fraction)
         self._stream = keystream(key)
-        self._words = np.empty(BLOCK, "<u2")
+        self._words = np.empty(BLOCK, "u1" if self._fraction <= 8 else "<u2")
+        self._spare = self._words.dtype.type(8 * self._words.itemsize - self._fraction)
         # Rows that lie a power of two apart share sets of the cache, and the loads wait for the stores.
-        self._scaled, self._down, self._random = np.empty((3, BLOCK + 272), np.float32)
-        self._up, self._steps = np.empty(BLOCK, bool), np.empty(BLOCK, np.int32)
+        self._scaled, as_ints = np.empty((2, BLOCK + 272), np.float32)
+        self._steps = as_ints.view(np.int32)
 
-    def __call__(self, block: NDArray[Any]) -> Rounded | None:
+    def __call__(self, block: NDArray[Any]) -> NDArray[Any]:
         """As ``Rounding``."""
-        size = len(block)
-        scaled, down, random, up, steps = (
-            scratch[:size] for scratch in (self._scaled, self._down, self._random, self._up, self._steps)
-        )
-        random[...] = _next_words(self._stream, self._words, size)
+        scaled = self._scaled[: len(block)]
+        steps: NDArray[np.int32] = self._steps[: len(block)]
         np.multiply(block, self._scale, out=scaled)
-        np.floor(scaled, out=down)
-        np.subtract(scaled, down, out=scaled)
-        np.multiply(scaled, np.float32(2**FRACTION_BITS), out=scaled)
-        np.less(random, scaled, out=up)
-        random[...] = up  # faster than to add what is of another type
-        np.add(down, random, out=down)
-        squared = self._sum_of_squares(size)
-        if not squared <= self._limit:  # false for what is not a number
-            return None
-        steps[...] = down
-        return steps, squared
+        steps[...] = scaled
+        random = _next_words(self._stream, self._words, len(block))
+        if self._spare:
+            np.right_shift(random, self._spare, out=random)
+        np.add(steps, random, out=steps)
+        np.right_shift(steps, self._fraction, out=steps)
+        return steps
 
-    def _sum_of_squares(self, size: int) -> float:
-        whole = -(-size // PIECE) * PIECE
-        self._down[size:whole] = 0
-        pieces = self._down[:whole].reshape(-1, PIECE)
-        return float(np.einsum("ij,ij->i", pieces, pieces).sum(dtype=np.float64))
+    def longest(self) -> float:
+        """As ``Rounding``."""
+        return self._longest
 
 
 class Float64Rounding:
@@ -101,15 +92,13 @@ class Float64Rounding:
         ring_bits: From 8 to 64.
     """
 
-    error = BLOCK * 2.0**-52
-
     def __init__(self, scale: float, bound: float, key: bytes, ring_bits: int) -> None:
-        self._scale, self._bound = scale, bound
+        self._scale, self._bound, self._squared, self._count = scale, bound, 0.0, 0
         self._dtype = np.dtype(f"i{ring.dtype_of(ring_bits).itemsize}")
         self._stream = keystream(key)
         self._words = np.empty(BLOCK, "<u8")
 
-    def __call__(self, block: NDArray[Any]) -> Rounded | None:
+    def __call__(self, block: NDArray[Any]) -> NDArray[Any] | None:
         """As ``Rounding``."""
         words = _next_words(self._stream, self._words, len(block))
         magnitudes = np.abs(block.astype(np.float64)) * self._scale
@@ -118,7 +107,13 @@ class Float64Rounding:
         rounded = round_magnitudes(magnitudes, words)
         signed = rounded.astype(np.int64)
         np.negative(signed, out=signed, where=block < 0)
-        return signed.astype(self._dtype), sum_of_squares(rounded.astype(np.float64))
+        self._squared += sum_of_squares(rounded.astype(np.float64))
+        self._count += len(block)
+        return signed.astype(self._dtype)
+
+    def longest(self) -> float:
+        """As ``Rounding``."""
+        return math.sqrt(self._squared) * (1 + (self._count + 8) * 2.0**-52)
 
 
 def round_magnitudes(magnitudes: NDArray[np.float64], words: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -130,10 +125,10 @@ def round_magnitudes(magnitudes: NDArray[np.float64], words: NDArray[np.uint64])
 
 
 def sum_of_squares(vector: NDArray[Any]) -> float:
-    """Of floats ``[n]``, in their own precision; in parts for which BLAS starts no threads."""
+    """Of floats ``[n]``, in float64; in parts for which BLAS starts no threads."""
     total = 0.0
     for start in range(0, len(vector), _BLAS_PART):
-        part = vector[start : start + _BLAS_PART]
+        part = vector[start : start + _BLAS_PART].astype(np.float64, copy=False)
         total += float(np.dot(part, part))
     return total
 

@@ -177,6 +177,30 @@ def test_a_factor_gives_the_integers_of_the_update_multiplied_before(dtype: type
         codec.add_encoded(total, update, KEY)
 
 
+@settings(deadline=None, max_examples=60)
+@given(codecs, st.integers(0, 2**32))
+def test_a_norm_that_leaves_room_for_rounding_is_not_looked_at_again(
+    case: tuple[int, float, int, int], seed: int
+) -> None:
+    codec = FixedPointCodec.for_cohort(*case)
+    longest = codec.clip_norm - codec.rounding_slack
+    update = np.random.default_rng(seed).standard_normal(codec.dimension).astype(np.float32)
+    factor = np.float32(longest / np.linalg.norm(update.astype(np.float64)) * (1 - 2.0**-20))
+    total = np.zeros(codec.dimension, codec.dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FixedPointCodec, "_check_norm", lambda *_: pytest.fail("looked at again"))
+        codec.add_encoded(total, update, KEY, factor, longest)
+    steps = codec.to_signed(total)
+    assert (np.abs(steps - update * float(factor) * codec.scale) < 1 + np.abs(steps) * 2.0**-22).all()
+
+
+def test_a_norm_beyond_the_bound_is_refused_whoever_measured_it() -> None:
+    codec = FixedPointCodec.for_cohort(4, 1.0, 1000)
+    update = np.full(1000, 0.9 / math.sqrt(1000), np.float32)
+    with pytest.raises(CodecError, match="exceeds the clip norm"):
+        codec.add_encoded(np.zeros(1000, codec.dtype), update, KEY, longest=1.01)
+
+
 def added_ups(value: float, size: int, dtype: type, bits: int) -> int:
     codec = FixedPointCodec.for_cohort(4, 2.0**20, size, bits)
     steps = codec.to_signed(added(codec, np.full(size, value / codec.scale, dtype)))
