@@ -1,6 +1,6 @@
 # Every target sets up what it needs. The only requirements are Python 3.10 or 3.11, git and make.
-.PHONY: demo demo-network reference validate-deploy verify-demo test test-slow fuzz coverage check format lock setup \
-  clean
+.PHONY: demo demo-network reference validate-deploy verify-demo test test-slow fuzz coverage package api check \
+  format lock setup clean
 
 # A uv on the PATH is used; otherwise one is put into .tools, next to nothing of the system's.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/uv)
@@ -37,6 +37,12 @@ fuzz: setup            ## every parser of the masking protocol, by coverage-guid
 coverage: setup        ## lines and branches of the masking protocol that its quick tests reach: 98 % at least
 	$(RUN) pytest -q -m "not slow" -n 2 tests/secagg --cov=privfed.secagg --cov-branch --cov-fail-under=98 \
 	  --cov-report=term-missing:skip-covered
+
+package: setup         ## wheel and sdist, each installed in an empty environment and used there
+	$(RUN) python scripts/smoke.py $(UV)
+
+api: setup             ## list the public names anew, after a change of them that is meant
+	$(RUN) python scripts/api_surface.py > tests/api_surface.txt
 
 # Needed here alone, and no package of the project's.
 validate-deploy: $(UV) ## the manifests of deploy/ against Kubernetes' schemas

@@ -23,7 +23,8 @@ app = typer.Typer(
     name="privfed",
     help="Train federated under differential privacy and secure aggregation; show what leaks, and to whom.",
     no_args_is_help=True,
-    add_completion=False,
+    epilog="Exit codes: 0 done; 1 done, and something does not hold or failed (verify, doctor, a trial of a "
+    "sweep); 2 refused, in one line; 128 and the number of a signal that stopped it, such as 130 after Ctrl-C.",
     pretty_exceptions_enable=False,
 )
 
@@ -129,7 +130,7 @@ def attack(
 
     console = Console(quiet=as_json)
     if grid is not None:
-        _attack_grid(settings, grid, observer, out, console, time)
+        _attack_grid(settings, grid, observer, out, console, time, as_json)
         return
     if time is not None:
         raise SettingError("goes with --grid", where="--time", value=time, remedy="Remove it")
@@ -145,7 +146,13 @@ def attack(
 
 
 def _attack_grid(
-    settings: Any, grid: str, observer: str, out: Path | None, console: Console, seconds: float | None
+    settings: Any,
+    grid: str,
+    observer: str,
+    out: Path | None,
+    console: Console,
+    seconds: float | None,
+    as_json: bool,
 ) -> None:
     if grid != "defences":
         raise SettingError("no such grid", where="--grid", value=grid, remedy="Known: defences")
@@ -154,7 +161,7 @@ def _attack_grid(
     from privfed.defences.run import run_grid, show_grid
 
     found = run_grid(settings, out, console, seconds=seconds)
-    if console.quiet:
+    if as_json:
         print_json(found)
     else:
         show_grid(found, out, console)
@@ -334,10 +341,27 @@ def verify(
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _of_all(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress: results and faults alone.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line for every step.")] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Progress as JSON on standard error, an object a line.")
+    ] = False,
+) -> None:
     if version:
         typer.echo(f"privfed {__version__}")
         raise typer.Exit
+    from privfed.console import Console, Telling
+
+    asked = [
+        telling
+        for telling, wanted in ((Telling.QUIET, quiet), (Telling.VERBOSE, verbose), (Telling.JSON, log_json))
+        if wanted
+    ]
+    if len(asked) > 1:
+        raise SettingError("exclude each other", where="--quiet, --verbose and --log-json", remedy="Give one")
+    Console.telling = asked[0] if asked else Telling.USUAL
 
 
 def _signing_key(path: Path | None) -> Any:
@@ -366,7 +390,9 @@ def main() -> None:
     except Exception as error:
         if not _is_ours(error):
             raise
-        print(f"privfed: {error}", file=sys.stderr)  # noqa: T201 - one line is all
+        from privfed.console import Console
+
+        Console().fault(str(error))
         sys.exit(getattr(error, "exit_code", 2))
 
 

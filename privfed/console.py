@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +25,45 @@ PLAIN_LINES = 10
 Advance = Callable[[str], None]
 
 
+class Telling(Enum):
+    """How a command tells how it stands, on standard error."""
+
+    USUAL = "a bar on a terminal, some lines elsewhere"
+    QUIET = "not at all"
+    VERBOSE = "a line for every step"
+    JSON = "a JSON object for every message and step"
+
+
 class Console:
-    """Progress goes to standard error, results to standard output; ``quiet`` keeps both to the caller."""
+    """Progress goes to standard error, results to standard output; ``quiet`` keeps the first to the caller."""
+
+    telling = Telling.USUAL
+    """Of all consoles of a process: what its user asked for."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self.quiet = quiet or self.telling is Telling.QUIET
         self._out = RichConsole(file=sys.stdout, highlight=False)
         self._err = RichConsole(file=sys.stderr, highlight=False)
 
     def say(self, text: str) -> None:
         """One line about what comes next."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        if self.telling is Telling.JSON:
+            self._event("message", text=text)
+        else:
             self._err.print(text, markup=False, soft_wrap=True)
+
+    def fault(self, text: str) -> None:
+        """What ends the command, however quiet it is."""
+        if self.telling is Telling.JSON:
+            self._event("error", text=text)
+        else:
+            self._err.print(f"privfed: {text}", markup=False, soft_wrap=True)
+
+    def _event(self, event: str, **fields: Any) -> None:
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        print(json.dumps({"time": now, "event": event, **fields}), file=self._err.file, flush=True)
 
     @contextmanager
     def progress(self, title: str, steps: int, done: int = 0) -> Iterator[Advance]:
@@ -44,7 +74,7 @@ class Console:
         """
         if self.quiet:
             yield lambda _: None
-        elif not self._err.is_terminal:
+        elif not self._err.is_terminal or self.telling is not Telling.USUAL:
             yield self._plain(title, steps, done)
         else:
             columns = (
@@ -64,8 +94,10 @@ class Console:
         def advance(state: str) -> None:
             nonlocal done
             done += 1
-            if done == steps or done % max(1, steps // PLAIN_LINES) == 0:
-                left = (time.monotonic() - started) / (done - before) * (steps - done)
+            left = (time.monotonic() - started) / (done - before) * (steps - done)
+            if self.telling is Telling.JSON:
+                self._event("step", of=title, done=done, steps=steps, seconds_left=round(left, 1), state=state)
+            elif self.telling is Telling.VERBOSE or done == steps or done % max(1, steps // PLAIN_LINES) == 0:
                 self.say(f"{title} {done}/{steps}, about {left:.0f} s to go  {state}")
 
         return advance

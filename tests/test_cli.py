@@ -50,3 +50,36 @@ def test_whatever_shows_an_epsilon_says_what_it_means(privfed_command: list[str]
             "sampling: Poisson, rate 0.15",
         ):
             assert part in shown
+
+
+SHORT = ["train", DIGITS, "--set", "training.rounds=12", "--set", "data.clients=40", "--out"]
+
+
+def test_progress_is_some_lines_or_all_or_none(privfed_command: list[str], tmp_path: Path) -> None:
+    usual, quiet, verbose = (
+        run([*privfed_command, *flags], *SHORT, str(tmp_path / str(i)))
+        for i, flags in enumerate(([], ["--quiet"], ["--verbose"]))
+    )
+    counts = [sum(line.startswith("training ") for line in got.stderr.splitlines()) for got in (usual, verbose)]
+    assert 0 < counts[0] <= 12 == counts[1]
+    assert quiet.stderr == ""
+    assert [got.stdout.count("test accuracy") for got in (usual, quiet, verbose)] == [1, 1, 1]
+
+
+def test_progress_as_json_is_an_object_a_line(privfed_command: list[str], tmp_path: Path) -> None:
+    got = run([*privfed_command, "--log-json"], *SHORT, str(tmp_path / "run"))
+    events = [json.loads(line) for line in got.stderr.splitlines()]
+    steps = [event for event in events if event["event"] == "step"]
+    assert [step["done"] for step in steps] == list(range(1, 13))
+    assert steps[-1]["seconds_left"] == 0
+    fault = run([*privfed_command, "--log-json"], "train", "missing.toml", "--out", str(tmp_path / "none"))
+    assert fault.returncode == 2
+    (event,) = [json.loads(line) for line in fault.stderr.splitlines()]
+    assert event["event"] == "error"
+    assert "missing.toml" in event["text"]
+
+
+def test_ways_of_telling_exclude_each_other(privfed_command: list[str]) -> None:
+    got = run([*privfed_command, "--quiet", "--verbose"], "doctor")
+    assert (got.returncode, got.stdout) == (2, "")
+    assert "exclude each other" in got.stderr
