@@ -1,6 +1,6 @@
 # Every target sets up what it needs. The only requirements are Python 3.10 or 3.11, git and make.
-.PHONY: demo demo-network reference validate-deploy verify-demo test test-slow fuzz coverage package api check \
-  format lock setup clean
+.PHONY: demo demo-network reference validate-deploy verify-demo test test-slow fuzz coverage package benchmarks api \
+  check format lock setup clean
 
 # A uv on the PATH is used; otherwise one is put into .tools, next to nothing of the system's.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/uv)
@@ -40,6 +40,9 @@ coverage: setup        ## lines and branches of the masking protocol that its qu
 
 package: setup         ## wheel and sdist, each installed in an empty environment and used there
 	$(RUN) python scripts/smoke.py $(UV)
+
+benchmarks: setup      ## every table of benchmarks/RESULTS.md anew, peers included; wants a quiet machine
+	$(RUN) python benchmarks/everything.py
 
 api: setup             ## list the public names anew, after a change of them that is meant
 	$(RUN) python scripts/api_surface.py > tests/api_surface.txt

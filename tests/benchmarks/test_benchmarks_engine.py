@@ -39,7 +39,7 @@ def objects(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 def naive_accuracies(rounds: int) -> tuple[float, float]:
     """W1 in plain NumPy: training accuracy of the last round, counted before each step, and test accuracy."""
-    data = workloads().load("W1", DATA)
+    data = benchmark("workloads").load("W1", DATA)
     weights, bias = np.zeros((784, 10)), np.zeros(10)
     for _ in range(rounds):
         right, ends = 0, []
@@ -57,12 +57,12 @@ def naive_accuracies(rounds: int) -> tuple[float, float]:
     return right / data.labels.size, float(hits.mean())
 
 
-def workloads() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("workloads", ROOT / "benchmarks" / "workloads.py")
+def benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["workloads"] = module  # its dataclasses look their module up
+    sys.modules[name] = module  # its dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -107,3 +107,21 @@ def test_scaling_prints_each_point_and_the_fitted_lines():
     assert set(fits["fits"]) == {
         *("ms_per_client", "ms_per_round", "r_squared", "mb_per_client", "ms_per_million", "mb_per_million")
     }
+
+
+def test_one_command_knows_every_benchmark_and_its_options(tmp_path: Path) -> None:
+    everything = benchmark("everything")
+    for script, *options in everything.BENCHMARKS.values():
+        text = (ROOT / "benchmarks" / script).read_text(encoding="utf-8")
+        assert all(f'"{option}"' in text for option in [*options, "--markdown"] if option.startswith("--"))
+    refused = run("everything.py", "--only", "W9")
+    assert refused.returncode == 2
+    assert "known are W1" in refused.stderr
+
+
+@pytest.mark.slow
+@needs_data
+def test_a_variant_is_compared_with_rounds_between_its_own() -> None:
+    (row,) = objects(run("engine.py", "--workload", "W1", "--engines", "privfed-ring", "--rounds", "4", "--json"))
+    assert row["ratio"] == row["seconds_per_round"] / row["beside"]["seconds_per_round"]
+    assert row["beside"]["rounds"] == row["rounds"] == 4
