@@ -39,7 +39,7 @@ _COPIES_OF_A_DELTA = 3
 _COPIES_OF_NOISE = 4
 """Of each step, in updates' worth: a client's own and the stacked ones, in float64 where they are secure."""
 
-_LONG = 1 << 16
+_LONG = 1 << 18
 """Updates longer than this leave the graph one by one: stacking them would copy them twice."""
 
 
