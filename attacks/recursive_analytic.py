@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.conv_chain import Chain, Convolution, find_chain
 from attacks.gradient import estimate_gradient
+from attacks.layer_equations import Precision, solve
 from attacks.pixels import LEVELS, on_grid, snap
 from privfed.models.functional import Model, cross_entropy
 from privfed.transcript import Observer, View
@@ -29,10 +29,6 @@ ONE_EXAMPLE = 1e-2
 """Above this share of the last layer's gradient left over by rank one, more than one example is behind it."""
 INSIDE = 1e-7
 """Distance that activations keep from the ends of their range, where the inverse has no slope."""
-RIDGE = 1e-15
-"""Of the normal equations, relative to their largest diagonal entry."""
-PRIOR_STDDEV = 1.0
-"""Of an activation before anything is known about it."""
 FINEST = 1e-13
 """No gradient or activation is taken to be more precise than this."""
 DOUBTFUL = 30
@@ -145,8 +141,7 @@ def _invert_chain(
     """The input ``[*input_shape]`` of the chain that has ``features`` at its end, and the error in each entry."""
     act = chain.activation
     a, slopes = features, weights[-2] @ error
-    # The inverse of an activation's covariance is root · rootᵀ.
-    root = np.eye(len(features)) * (float(np.linalg.norm(error)) / noise)
+    precision = Precision(np.eye(len(features)) * (float(np.linalg.norm(error)) / noise))
     for i in reversed(range(len(chain.convolutions))):
         layer = chain.convolutions[i]
         positions = layer.outputs[0] * layer.outputs[1]
@@ -155,11 +150,10 @@ def _invert_chain(
         delta = slopes.reshape(positions, -1) * slope
         kernel = weights[2 * i].reshape(-1, *weights[2 * i].shape[2:])
         # An error in an activation grows by the inverse's slope on the way through it.
-        rows = scipy.linalg.blas.dtrmm(1.0, root, layer.matrix(kernel) * slope.reshape(-1, 1), lower=1, trans_a=1)
-        normal = np.asarray(rows.T @ rows, np.float64)
-        right = rows.T @ (root.T @ ((act.inverse(a) - weights[2 * i + 1]) * slope).reshape(-1))
-        right += _add_gradient(layer, delta, gradient[2 * i].reshape(kernel.shape), noise, normal)
-        a, root = _least_squares(normal, right)
+        rows = precision.whiten(layer.matrix(kernel) * slope.reshape(-1, 1))
+        aim = precision.whiten(((act.inverse(a) - weights[2 * i + 1]) * slope).reshape(-1, 1))
+        shared, right = _kernel_equations(layer, delta, gradient[2 * i].reshape(kernel.shape), noise)
+        a, precision = solve(rows, shared, right + rows.T @ aim[:, 0], dense=i == 0)
         if i:
             output, tap, source = layer.taps()
             slopes = np.zeros((layer.inputs[0] * layer.inputs[1], layer.inputs[2]))
@@ -167,52 +161,28 @@ def _invert_chain(
                 here = tap == k
                 # Within one position of the kernel no input occurs twice.
                 slopes[source[here]] += delta[output[here]] @ kernel[k].T
-    # (root rootᵀ)⁻¹ is the covariance, so root⁻ᵀ times white noise has it.
-    probes = rng.normal(size=(len(a), PROBES))
-    errors = scipy.linalg.solve_triangular(root, probes, lower=True, trans="T", check_finite=False)
     shape = chain.convolutions[0].inputs
-    return a.reshape(shape), np.sqrt(np.mean(errors**2, axis=1)).reshape(shape)
+    return a.reshape(shape), precision.stddevs(rng.normal(size=(len(a), PROBES))).reshape(shape)
 
 
-def _add_gradient(layer: Convolution, delta: Matrix, target: Matrix, noise: float, normal: Matrix) -> Matrix:
-    """Add to the normal equations of a convolution's input those of the gradient by its kernel.
+def _kernel_equations(layer: Convolution, delta: Matrix, target: Matrix, noise: float) -> tuple[Matrix, Matrix]:
+    """The normal equations of a convolution's input by the gradient of its kernel.
 
     Args:
         layer: Its geometry.
         delta: The loss's gradient by the outputs, ``[output positions, filters]``.
         target: The loss's gradient by the kernel, the input times ``delta``: ``[taps, channels, filters]``.
         noise: Standard deviation of its error.
-        normal: ``[n, n]``, changed in place; ``n`` counts the input's places and, within each, its channels.
 
     Returns:
-        What is to be added to the right-hand side, ``[n]``.
+        Their matrix, the same for every channel of the input, ``[places, places]``; and the right-hand side
+        ``[n]``, where ``n`` counts the input's places and, within each, its channels.
     """
     places, channels = layer.inputs[0] * layer.inputs[1], layer.inputs[2]
     # The error in ``delta`` itself is about as large as that of the gradient.
     rows = layer.correlation(delta).reshape(-1, places) / (2 * noise)
     aim = target.transpose(0, 2, 1).reshape(-1, channels) / (2 * noise)
-    blocks = normal.reshape(places, channels, places, channels)
-    # They are the same for every channel of the input.
-    shared = rows.T @ rows
-    for c in range(channels):
-        blocks[:, c, :, c] = blocks[:, c, :, c] + shared
-    return np.asarray((rows.T @ aim).reshape(-1))
-
-
-def _least_squares(normal: Matrix, right: Matrix) -> tuple[Matrix, Matrix]:
-    """The solution ``[n]`` and the lower Cholesky factor of the equations, which are overwritten.
-
-    Where the equations leave something open it is drawn towards zero.
-
-    Raises:
-        NotInvertible: The equations are not finite.
-    """
-    ridge = PRIOR_STDDEV**-2 + RIDGE * float(normal.diagonal().max())
-    if not (np.isfinite(ridge) and np.isfinite(right).all()):
-        raise NotInvertible("the layers' equations are not finite: its activations are saturated")
-    normal[np.diag_indices_from(normal)] = normal.diagonal() + ridge
-    root = np.asarray(scipy.linalg.cholesky(normal, lower=True, overwrite_a=True, check_finite=False))
-    return np.asarray(scipy.linalg.cho_solve((root, True), right, check_finite=False)), root
+    return np.asarray(rows.T @ rows), np.asarray((rows.T @ aim).reshape(-1))
 
 
 def _residual(model: Model, weights: list[Matrix], x: Matrix, label: int, vector: Matrix) -> float:

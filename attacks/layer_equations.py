@@ -1,0 +1,125 @@
+"""The linear equations of a convolution's input, and what their solution leaves uncertain.
+
+What is known of a layer's output as a Gaussian, mean and inverse covariance, goes through the layer's weights to
+its input, where the gradient of the kernel adds equations that are the same for every channel. A layer with more
+inputs than outputs has few equations of the first kind, and is solved without a matrix of its inputs' size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from attacks.base import NotInvertible
+
+Matrix = NDArray[np.float64]
+
+RIDGE = 1e-15
+"""Of the normal equations, relative to their largest diagonal entry."""
+PRIOR_STDDEV = 1.0
+"""Of an activation before anything is known about it."""
+FEW = 0.5
+"""Up to so many rows for each input the solution goes by the rows."""
+SETTLED = 1e-4
+"""Squared distance from the equations' solution, in its standard deviations, at which the iteration ends."""
+STEPS = 50
+"""At most so many steps of conjugate gradients; rounding alone makes more than one necessary."""
+
+
+@dataclass(frozen=True, eq=False)
+class Precision:
+    """An inverse covariance ``rowsᵀ rows + (root rootᵀ ⊗ I)`` over places and, within each, channels.
+
+    Attributes:
+        rows: ``[k, places · channels]``; upper triangular, or its transpose is, where there is no ``root``.
+        root: ``[places, places]``, lower triangular, the same for every channel; ``None``: all is in ``rows``.
+    """
+
+    rows: Matrix
+    root: Matrix | None = None
+
+    def whiten(self, x: Matrix) -> Matrix:
+        """Columns ``[n, m]`` multiplied by a square root: ``zᵀ z`` is ``xᵀ precision x``."""
+        if self.root is None:
+            return np.asarray(scipy.linalg.blas.dtrmm(1.0, self.rows.T, x, lower=1, trans_a=1))
+        flat = x.reshape(len(self.root), -1)
+        return np.vstack([self.rows @ x, (self.root.T @ flat).reshape(x.shape)])
+
+    def stddevs(self, probes: Matrix) -> Matrix:
+        """Of each entry ``[n]``, estimated from white noise ``[n, probes]``; without ``root``."""
+        # (rowsᵀ rows)⁻¹ is the covariance, so rows⁻¹ times white noise has it.
+        errors = scipy.linalg.solve_triangular(self.rows, probes, check_finite=False)
+        return np.asarray(np.sqrt(np.mean(errors**2, axis=1)))
+
+
+def solve(rows: Matrix, shared: Matrix, right: Matrix, *, dense: bool) -> tuple[Matrix, Precision]:
+    """Solution ``[n]`` of ``(rowsᵀ rows + shared ⊗ I) x = right``, and the precision that it has.
+
+    Where the equations leave something open it is drawn towards zero.
+
+    Args:
+        rows: ``[k, n]``; ``n`` counts the places and, within each, the channels.
+        shared: ``[places, places]``, symmetric.
+        right: ``[n]``.
+        dense: Whether the precision has to be one without ``root``.
+
+    Raises:
+        NotInvertible: The equations are not finite.
+    """
+    places, n = len(shared), rows.shape[1]
+    largest = float((np.einsum("kn,kn->n", rows, rows).reshape(places, -1) + shared.diagonal()[:, None]).max())
+    ridge = PRIOR_STDDEV**-2 + RIDGE * largest
+    if not (np.isfinite(ridge) and np.isfinite(right).all()):
+        raise NotInvertible("the layers' equations are not finite: its activations are saturated")
+    shared = shared + ridge * np.eye(places)
+    if not dense and len(rows) <= FEW * n:
+        return _by_rows(rows, shared, right)
+    normal = np.asarray(rows.T @ rows)
+    blocks = normal.reshape(places, n // places, places, n // places)
+    for c in range(n // places):
+        blocks[:, c, :, c] += shared
+    root = np.asarray(scipy.linalg.cholesky(normal, lower=True, overwrite_a=True, check_finite=False))
+    return np.asarray(scipy.linalg.cho_solve((root, True), right, check_finite=False)), Precision(root.T)
+
+
+def _by_rows(rows: Matrix, shared: Matrix, right: Matrix) -> tuple[Matrix, Precision]:
+    """As ``solve``, by Woodbury's identity; conjugate gradients take out what its differences lose."""
+    root = np.asarray(scipy.linalg.cholesky(shared, lower=True, check_finite=False))
+    places = len(root)
+
+    def by_shared(x: Matrix) -> Matrix:
+        return np.asarray(scipy.linalg.cho_solve((root, True), x.reshape(places, -1), check_finite=False)).ravel()
+
+    columns = rows.reshape(len(rows), places, -1).transpose(1, 0, 2).reshape(places, -1)
+    half = scipy.linalg.solve_triangular(root, columns, lower=True, check_finite=False)
+    half = half.reshape(places, len(rows), -1).transpose(1, 0, 2).reshape(len(rows), -1)
+    small = half @ half.T
+    small[np.diag_indices_from(small)] += 1
+    inner = scipy.linalg.cho_factor(small, lower=True, overwrite_a=True, check_finite=False)
+
+    def precondition(x: Matrix) -> Matrix:
+        first = by_shared(x)
+        return first - by_shared(rows.T @ scipy.linalg.cho_solve(inner, rows @ first, check_finite=False))
+
+    solution = precondition(right)
+    rest = right - _times(rows, shared, solution)
+    direction = z = precondition(rest)
+    distance = float(rest @ z)
+    for _ in range(STEPS):
+        if not abs(distance) > SETTLED:
+            break
+        image = _times(rows, shared, direction)
+        length = distance / float(direction @ image)
+        solution = solution + length * direction
+        rest = rest - length * image
+        z = precondition(rest)
+        distance, before = float(rest @ z), distance
+        direction = z + (distance / before) * direction
+    return solution, Precision(rows, root)
+
+
+def _times(rows: Matrix, shared: Matrix, x: Matrix) -> Matrix:
+    return np.asarray(rows.T @ (rows @ x) + (shared @ x.reshape(len(shared), -1)).ravel())
