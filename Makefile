@@ -1,6 +1,6 @@
 # Every target sets up what it needs. The only requirements are Python 3.10 or 3.11, git and make.
 .PHONY: demo demo-network reference validate-deploy verify-demo test test-slow fuzz coverage package benchmarks api \
-  check format lock setup clean
+  check docs format lock setup clean
 
 # A uv on the PATH is used; otherwise one is put into .tools, next to nothing of the system's.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/uv)
@@ -51,6 +51,11 @@ api: setup             ## list the public names anew, after a change of them tha
 validate-deploy: $(UV) ## the manifests of deploy/ against Kubernetes' schemas
 	$(UV) run --no-project --with kubernetes-validate==1.37.0 --with setuptools kubernetes-validate deploy/kubernetes.yaml
 
+# Pinned here alone, and no packages of the project's. A page that links nowhere, or a faulty docstring, fails it.
+docs: setup            ## the documentation's site, into site/
+	NO_MKDOCS_2_WARNING=1 $(RUN) --with mkdocs==1.6.1 --with mkdocs-material==9.8.2 --with mkdocstrings==1.0.8 \
+	  --with mkdocstrings-python==2.0.11 --with latex2mathml==3.81.1 mkdocs build --quiet --strict
+
 check: setup           ## format, lint, types
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
@@ -72,4 +77,4 @@ setup: $(UV)           ## the environment in .venv, exactly as locked
 	@python3 scripts/bootstrap_uv.py .tools >/dev/null
 
 clean:                 ## remove what the targets set up
-	rm -rf .venv .tools .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv .tools site .mypy_cache .ruff_cache .hypothesis .coverage

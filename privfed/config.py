@@ -57,8 +57,11 @@ class Data(Section):
     alpha: Positive = 0.5
     """Concentration of ``dirichlet``: small is more skewed."""
     shards_per_client: Count = 2
+    """Of ``shards``: pieces of the examples sorted by label that each client gets."""
     examples_per_client: Count | None = None
+    """At most so many for each client; all when not given."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of the partition, and of the clients that are held out."""
     held_out_clients: Annotated[float, Field(gt=0, lt=1)] | Count | None = None
     """Clients, or the share of them, that do not train and on which the model is evaluated in the end."""
     label_column: str | None = None
@@ -87,8 +90,11 @@ class Model(Section):
     name: str = "softmax"
     """``softmax``, ``mlp``, ``lenet``, ``cnn``, ``transformer``, or ``module:function``."""
     hidden: list[Count] | None = None
+    """Widths of the hidden layers, of the models that have them; the model's own when not given."""
     activation: Literal["relu", "sigmoid", "tanh"] | None = None
+    """Of the hidden layers; the model's own when not given."""
     initializer: Literal["zeros", "glorot", "uniform"] | None = None
+    """Of the first weights, which are public; the model's own when not given."""
     features: Literal["hog", "one_hot"] | None = None
     """A fixed function of each example that the model gets instead: ``hog`` of images, ``one_hot`` of text."""
 
@@ -97,16 +103,20 @@ class Training(Section):
     """``[training]``: federated averaging."""
 
     rounds: Annotated[int, Field(ge=0)] = 20
+    """Rounds of training."""
     algorithm: Literal["fedavg", "fedsgd", "fedprox", "scaffold"] = "fedavg"
     """``fedsgd``: one step over all of a client's examples, whatever ``batch_size`` says. ``fedprox``: with
     ``proximal``. ``scaffold``: with control variates, for clients whose data differ."""
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Of ``fedprox``: the μ of the pull back towards the model that was sent."""
     local_epochs: Count = 1
+    """Passes of a client over its examples in one round."""
     local_steps: Count | None = None
     """A fixed number of steps of each client, in as many passes as they take, instead of ``local_epochs``."""
     batch_size: Count = 20
+    """Examples of one local step."""
     learning_rate: Positive = 0.1
+    """Of the clients' steps."""
     learning_rate_decay: Decay = "none"
     """From round to round: ``exponential``, ``step``, or ``cosine`` over the whole training."""
     learning_rate_factor: Rate = 0.1
@@ -118,21 +128,30 @@ class Training(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the clients' steps, from zero in each round."""
     shuffle: bool = True
+    """Whether a client goes through its examples in a new order in each pass."""
     weighted: bool = False
     """Weight clients by their example counts, as McMahan et al. (2017) do; refused under differential privacy."""
     server_optimizer: Literal["sgd", "adam", "adagrad", "yogi"] = "sgd"
+    """What takes the step from the mean update."""
     server_learning_rate: Positive = 1.0
+    """Of the server's step."""
     server_learning_rate_decay: Decay = "none"
-    """This and the three below: as the clients'."""
+    """As the clients'."""
     server_learning_rate_factor: Rate = 0.1
+    """As the clients'."""
     server_learning_rate_every: Count | None = None
+    """As the clients'."""
     server_learning_rate_warmup: Annotated[int, Field(ge=0)] = 0
+    """As the clients'."""
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the server's steps, over rounds; of ``sgd``."""
     server_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Release a moving average of the rounds' models, in which each counts this much of the one after it; 0 for
     the last model. It costs no privacy, and takes out some of the noise."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of cohorts, batches, first weights and, in research mode, noise."""
     evaluate_every: Count = 1
+    """Rounds from one evaluation on the test examples to the next."""
     checkpoint_every: Count = 10
     """Rounds from one checkpoint to the next; a killed run goes on from the last one."""
     patience: Count | None = None
@@ -145,6 +164,7 @@ class Cohort(Section):
     """``[cohort]``: who takes part in a round."""
 
     sampling: Literal["poisson", "fixed", "round_robin", "all"] = "all"
+    """How a round's cohort is drawn; it decides what the accountant may claim."""
     rate: Rate | None = None
     """Of ``poisson``: each client takes part with this probability, independently."""
     size: Count | None = None
@@ -198,6 +218,7 @@ class Privacy(Section):
     quantile_rate: Positive = 0.2
     """Of ``adaptive``: how fast the clip norm moves."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """δ of every ε: far below one over the number of clients."""
     randomness: Literal["research", "secure"] = "research"
     """``research``: seeded, reproducible, not secret. ``secure``: the operating system's CSPRNG."""
 
@@ -237,6 +258,8 @@ class SecureAggregation(Section):
     """``[secure_aggregation]``: how the server comes to the sum."""
 
     mode: Literal["off", "ring", "protocol"] = "off"
+    """``off``: floating-point sums. ``ring``: sums of integers in the clear, to the same bits as ``protocol``, a
+    simulation's shortcut that protects nobody. ``protocol``: masking, every message really made."""
     threshold: Annotated[int, Field(ge=2)] | None = None
     """Survivors a round needs; never less than more than half of cohort and colluders together."""
     ring_bits: Annotated[int, Field(ge=8, le=64)] | Literal["auto"] = 32
@@ -249,7 +272,9 @@ class Attacks(Section):
     """``[attacks]``: what is tried on every observer's view."""
 
     enabled: bool = True
+    """Whether views are recorded and attacked at all."""
     methods: list[str] = ["dense_layer", "gradient_matching"]
+    """Names of attacks, or ``auto``: cheapest first until one verifies itself."""
     rounds: list[Count] | None = None
     """Rounds to record for the transcript; the first and the last when not given."""
     targets: Count = 5
@@ -257,6 +282,7 @@ class Attacks(Section):
     iterations: Count = 300
     """Budget of the gradient matching, in iterations of its optimizer."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of the attacks' own draws."""
 
 
 class Audit(Section):
@@ -298,7 +324,9 @@ class Settings(Section):
     """One experiment."""
 
     name: str = "experiment"
+    """Of the run, in its report."""
     executor: Literal["local", "tff"] = "local"
+    """``local``: this machine's cores. ``tff``: TensorFlow Federated's runtime, a slow reference for tests."""
     data: Data = Data()
     model: Model = Model()
     training: Training = Training()

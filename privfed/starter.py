@@ -74,11 +74,11 @@ def starter(name: str) -> str:
 
 
 def _entries(section: type[BaseModel], chosen: Mapping[str, Any], *, only_plain: bool = False) -> Iterator[str]:
-    documented = _documentation(section)
+    documented = documentation(section)
     for key, field in section.model_fields.items():
         if only_plain and (key == "name" or inspect.isclass(field.annotation)):
             continue
-        text = " ".join([*_choices(field.annotation), documented.get(key, "")]).strip()
+        text = " ".join([*_choices(field.annotation), documented.get(key, "").replace("``", "")]).strip()
         yield from textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ")
         if key in chosen:
             yield f"{key} = {_toml(chosen[key])}"
@@ -98,8 +98,8 @@ def _choices(annotation: Any) -> list[str]:
     return [f"A number, or {word}" for word in words] if others else words
 
 
-def _documentation(section: type[BaseModel]) -> dict[str, str]:
-    """The docstrings below the fields, without their markup."""
+def documentation(section: type[BaseModel]) -> dict[str, str]:
+    """What stands below the fields of a table of ``privfed.config``, by key."""
     tree = ast.parse(inspect.getsource(config))
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == section.__name__)
     found = {}
@@ -110,7 +110,7 @@ def _documentation(section: type[BaseModel]) -> dict[str, str]:
             and isinstance(below, ast.Expr)
             and isinstance(below.value, ast.Constant)
         ):
-            found[field.target.id] = " ".join(str(below.value.value).replace("``", "").split())
+            found[field.target.id] = " ".join(str(below.value.value).split())
     return found
 
 

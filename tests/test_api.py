@@ -89,11 +89,3 @@ def test_metrics_as_tensorboard_events(population: Population, tmp_path: Path) -
             seen[value.tag, event.step] = float(np.frombuffer(value.tensor.tensor_content, np.float32)[0])
     assert seen["test_accuracy", 3] == pytest.approx(run.metrics["test_accuracy"][3])
     assert ("weights_sha256", 1) not in seen
-
-
-def test_the_readme_shows_what_runs() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    block = readme.split("```python\n")[1].split("```")[0]
-    names: dict[str, Any] = {}
-    exec(block.replace('"rounds": 40', '"rounds": 1, "server_learning_rate": 1.0'), names)
-    assert isinstance(names["run"], Run)

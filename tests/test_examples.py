@@ -1,21 +1,16 @@
-"""The examples run: shortened, but from the files a person is told to run; and README's commands are real ones."""
+"""The examples run: shortened, but from the files a person is told to run."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import shlex
 import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import typer
-from typer.main import get_command
 
-from privfed.cli import app
 from privfed.config import Settings
 from privfed.console import Console
 from privfed.errors import DataError
@@ -32,71 +27,10 @@ def example(name: str, *overrides: str) -> Settings:
     return load_settings(ROOT / "examples" / f"{name}.toml", overrides)
 
 
-def commands(markdown: str) -> list[str]:
-    """Lines of code blocks, indented or fenced, that call ``privfed``; comments and prompts taken off."""
-    found, fenced = [], False
-    for line in markdown.splitlines():
-        if line.startswith("```"):
-            fenced = not fenced
-        elif fenced or line.startswith("    "):
-            match = re.match(r"(?:\$ |.*?/|uv run )?(privfed .*)", line.strip())
-            found += [match[1].split(" #")[0].rstrip()] if match else []
-    return found
-
-
-def parsed(line: str) -> tuple[str, dict[str, Any]]:
-    """A command's name and its parameters, checked as a call would check them, but nothing is run."""
-    group: Any = get_command(app)
-    name, command, rest = group.resolve_command(typer.Context(group), shlex.split(line)[1:])
-    return name, command.make_context(name, rest).params
-
-
-README_COMMANDS = commands((ROOT / "README.md").read_text(encoding="utf-8"))
-
-
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_loads(path: Path) -> None:
     settings = load_settings(path)
     assert settings.name == path.stem
-
-
-def test_readme_shows_the_main_commands() -> None:
-    shown = {line.split()[1] for line in README_COMMANDS}
-    assert {"audit", "train", "attack", "verify", "account", "calibrate", "datasets"} <= shown
-
-
-@pytest.mark.parametrize("line", README_COMMANDS)
-def test_readme_command_is_a_real_one(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    _, parameters = parsed(line)
-    if "experiment" in parameters:
-        load_settings(parameters["experiment"], parameters["overrides"])
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "privfed trian examples/digits.toml --out x",
-        "privfed train examples/digits.toml --colour red --out x",
-        "privfed train examples/digits.toml",
-        "privfed account --noise-multiplier much --sampling poisson --rounds 3 --delta 1e-5",
-        "privfed account --noise-multiplier 1 --sampling weekly --rounds 3 --delta 1e-5",
-    ],
-)
-def test_a_command_that_is_none_is_noticed(line: str) -> None:
-    with pytest.raises(Exception, match=r"(?i)no such|missing|valid number|is not one of"):
-        parsed(line)
-
-
-def test_commands_are_found_in_both_kinds_of_blocks() -> None:
-    text = "privfed no\n\n    privfed a  # why\n\n```sh\n$ privfed b\nuv run privfed c\n.venv/bin/privfed d\n```\n"
-    assert commands(text) == ["privfed a", "privfed b", "privfed c", "privfed d"]
-
-
-def test_every_make_target_of_the_readme_is_there() -> None:
-    named = set(re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert {"demo", "test"} <= named <= set(targets)
 
 
 @pytest.mark.slow

@@ -65,13 +65,13 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class Banded:
-    """``C[t, s] = c[t - s] / norm[s]`` on ``bands`` diagonals (Choquette-Choo et al. 2023, "(Amplified) Banded
-    …").
+    """``C[t, s] = c[t - s] / norm[s]`` on ``bands`` diagonals (Choquette-Choo et al. 2023, "(Amplified) Banded").
 
     Attributes:
-        rounds: ``T``. coefficients: ``c``, starting with a positive one. normalised: Whether columns are scaled to
-        norm 1. The last ``bands - 1`` columns of a Toeplitz matrix are cut
-            off by its end and so shorter; scaled up, the last rounds have less noise at the same sensitivity.
+        rounds: ``T``.
+        coefficients: ``c``, starting with a positive one.
+        normalised: Whether columns are scaled to norm 1. The last ``bands - 1`` columns of a Toeplitz matrix are
+            cut off by its end and so shorter; scaled up, the last rounds have less noise at the same sensitivity.
     """
 
     rounds: int
