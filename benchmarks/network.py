@@ -7,9 +7,11 @@ Clients are the real ones, each with a connection and an identity of its own, in
 train nothing and send a vector that is drawn once. ``off`` sends it in the clear: what is measured is the
 network. ``protocol`` masks it, in cohorts: masks among n clients cost n² key exchanges, whoever carries them.
 
-The echo is a bare ``grpc.aio`` server with the same TLS and pieces, on as many connections, in the same run.
-Compared is the processor time of the server by what crosses it, in either direction, and the time on the clock;
-the latter says something with ``--trouble 0`` only, since otherwise rounds wait for those who stall.
+The echo is a bare ``grpc.aio`` server with the same TLS, pieces and client calls, on as many connections, in the
+same run: it takes a vector and answers with as many bytes as a model has, so that each direction carries what a
+round does; its clients stall and reconnect as often. Compared is the processor time of the server by what its
+clients sent and got, and the time on the clock; the latter says something with ``--trouble 0`` only: otherwise rounds
+wait for those who stall.
 """
 
 from __future__ import annotations
@@ -74,6 +76,11 @@ class Load:
     stage_seconds: float
     processes: int
 
+    def trouble_of(self, draw: random.Random) -> str | None:
+        """What happens to a client before it answers."""
+        chance = draw.random()
+        return "stalled" if chance < self.trouble / 2 else "reconnected" if chance < self.trouble else None
+
     @property
     def aggregation(self) -> Any:
         if self.mode == "off":
@@ -120,7 +127,7 @@ class FixedHalf:
 
 def client_process(load: Load, address: str, folder: str, mine: list[int], offer: str, ready: Any) -> None:
     """Clients ``mine``, a thread each; ends when the server says that the run is over."""
-    counts = {"sent": 0, "stalled": 0, "reconnected": 0, "declined": 0}
+    counts = {"sent": 0, "stalled": 0, "reconnected": 0, "declined": 0, "bytes": 0}
     lock = threading.Lock()
 
     def one(client: int) -> None:
@@ -142,6 +149,8 @@ def client_process(load: Load, address: str, folder: str, mine: list[int], offer
         link.check_in(offer)
         while True:
             data = link.poll(participant.position)
+            with lock:
+                counts["bytes"] += len(data)
             frame, _ = frames.decode(data, frames.Frame)
             if isinstance(frame, Nothing):
                 if frame.state == "check in":
@@ -160,19 +169,19 @@ def client_process(load: Load, address: str, folder: str, mine: list[int], offer
                 continue
             if answer is None:
                 continue
-            chance = draw.random()
-            if chance < load.trouble / 2:
+            trouble = load.trouble_of(draw)
+            if trouble is not None:
                 with lock:
-                    counts["stalled"] += 1
+                    counts[trouble] += 1
+            if trouble == "stalled":
                 time.sleep(load.stage_seconds * 1.2)
-            elif chance < load.trouble:
-                with lock:
-                    counts["reconnected"] += 1
+            if trouble == "reconnected":
                 link.close()
                 link = connect()
             link.send(answer)
             with lock:
                 counts["sent"] += 1
+                counts["bytes"] += len(answer)
         link.close()
         memory.close()
 
@@ -188,37 +197,51 @@ def client_process(load: Load, address: str, folder: str, mine: list[int], offer
 
 
 def echo_process(load: Load, address: str, folder: str, mine: list[int], barrier: Any, ready: Any) -> None:
-    """As many bare connections, each of which has its vector echoed ``rounds`` times."""
+    """As many bare connections, a thread each, that exchange a vector for a model ``rounds`` times."""
     payload = bytes(8 * load.dimension)
+    counts = {"stalled": 0, "reconnected": 0, "bytes": 0}
+    lock = threading.Lock()
 
-    async def connected(client: int) -> Any:
+    def one(client: int) -> None:
         credentials = client_credentials(pki.read_identity(Path(folder) / "ca" / f"client-{client}.pem"))
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        channel = grpc.aio.secure_channel(address, credentials, options)
-        await channel.channel_ready()
-        return channel
+        draw = random.Random(client)  # noqa: S311 - of a load
 
-    async def one(channel: Any) -> None:
-        echo = channel.stream_stream("/bare.Echo/Echo")
+        def connect() -> Any:
+            channel = grpc.secure_channel(address, credentials, [("grpc.use_local_subchannel_pool", 1)])
+            grpc.channel_ready_future(channel).result(300)
+            return channel
+
+        channel = connect()
+        with lock:
+            waiting.discard(client)
+            if not waiting:
+                barrier.wait()
+                begin.set()
+        begin.wait()
         for _ in range(load.rounds):
-            got = 0
-            async for piece in echo(pieces(payload)):
-                got += len(piece)
-            assert got == len(payload)
+            trouble = load.trouble_of(draw)
+            if trouble == "stalled":
+                time.sleep(load.stage_seconds * 1.2)
+            if trouble == "reconnected":
+                channel.close()
+                channel = connect()
+            got = sum(len(piece) for piece in channel.stream_stream("/bare.Echo/Echo")(pieces(payload)))
+            assert got == 4 * load.dimension
+            with lock:
+                counts["bytes"] += len(payload) + got
+                if trouble is not None:
+                    counts[trouble] += 1
+        channel.close()
 
-    async def everybody() -> None:
-        channels = await asyncio.gather(*(connected(client) for client in mine))
-        barrier.wait()
-        await asyncio.gather(*(one(channel) for channel in channels))
-        for channel in channels:
-            await channel.close()
-
-    asyncio.run(everybody())
-    ready.put({})
+    waiting, begin = set(mine), threading.Event()
+    with ThreadPoolExecutor(len(mine)) as pool:
+        list(pool.map(one, mine))
+    ready.put(counts)
 
 
 class _Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
-    moved = 0
+    def __init__(self, load: Load) -> None:
+        self._answer = bytes(4 * load.dimension)
 
     def service(self, details: Any) -> Any:
         return grpc.stream_stream_rpc_method_handler(self.echo)
@@ -227,8 +250,7 @@ class _Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
         found = bytearray()
         async for piece in request:
             found += piece
-        _Echo.moved += 2 * len(found)
-        for piece in pieces(bytes(found)):
+        for piece in pieces(self._answer):
             yield piece
 
 
@@ -254,7 +276,7 @@ def measure_echo(load: Load, folder: Path) -> dict[str, float]:
 
     async def open_server() -> tuple[Any, int]:
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", 2 * CHUNK_BYTES)])
-        server.add_generic_rpc_handlers((_Echo(),))
+        server.add_generic_rpc_handlers((_Echo(load),))
         port = server.add_secure_port("127.0.0.1:0", server_credentials(identity))
         await server.start()
         return server, port
@@ -264,9 +286,9 @@ def measure_echo(load: Load, folder: Path) -> dict[str, float]:
     processes, ready = start(echo_process, load, f"127.0.0.1:{port}", str(folder), barrier)
     barrier.wait()
     began, cpu = time.perf_counter(), time.process_time()
-    for _ in processes:
-        ready.get()
-    found = {"cpu": time.process_time() - cpu, "clock": time.perf_counter() - began, "bytes": float(_Echo.moved)}
+    counts = [ready.get() for _ in processes]
+    found = {"cpu": time.process_time() - cpu, "clock": time.perf_counter() - began}
+    found["bytes"] = float(sum(count["bytes"] for count in counts))
     asyncio.run_coroutine_threadsafe(server.stop(0), loop).result()
     for process in processes:
         process.join()
@@ -293,7 +315,6 @@ def measure_rounds(load: Load, folder: Path) -> dict[str, Any]:
     weights, draw = np.zeros(load.dimension, np.float32), random.Random(0)  # noqa: S311 - of a load
     seconds: list[float] = []
     survivors: list[int] = []
-    sent, received = tally.sent_bytes, tally.received_bytes
     began, cpu = time.perf_counter(), time.process_time()
     for number in range(1, load.rounds + 1):
         cohort = sorted(draw.sample(range(load.clients), load.cohort))
@@ -307,7 +328,6 @@ def measure_rounds(load: Load, folder: Path) -> dict[str, Any]:
     found = {
         "cpu": time.process_time() - cpu,
         "clock": time.perf_counter() - began,
-        "bytes": float(tally.sent_bytes - sent + tally.received_bytes - received),
         "round_seconds": [round(s, 2) for s in seconds],
         "survivors": survivors,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -319,6 +339,7 @@ def measure_rounds(load: Load, folder: Path) -> dict[str, Any]:
     for process in processes:
         process.join(60)
     found["clients"] = {name: sum(count[name] for count in counts) for name in counts[0]}
+    found["bytes"] = float(found["clients"]["bytes"])
     tally.close()
     return found
 

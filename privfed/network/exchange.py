@@ -100,10 +100,7 @@ class Exchange:
                 return frames.encode(Nothing(state=self.state))  # type: ignore[arg-type]  # finished, draining
             if left <= 0 or seat.poll != mine:
                 return frames.encode(Nothing(state="wait"))
-            try:
-                await asyncio.wait_for(seat.news.wait(), left)
-            except asyncio.TimeoutError:
-                continue
+            await _set_within(seat.news, left)
             if seat.poll == mine:
                 seat.news.clear()
 
@@ -146,10 +143,7 @@ class Exchange:
         until = time.monotonic() + seconds
         while (there := len(self._present())) < wanted and (left := until - time.monotonic()) > 0:
             self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), min(left, 1.0))
-            except asyncio.TimeoutError:
-                continue
+            await _set_within(self._changed, min(left, 1.0))
         self._tally.present = there
         return there
 
@@ -175,13 +169,10 @@ class Exchange:
         until = time.monotonic() + seconds
         try:
             while (left := until - time.monotonic()) > 0:
-                if not set(waiting()) - self._gone:
+                if self._gone.issuperset(waiting()):
                     break
                 self._changed.clear()
-                try:
-                    await asyncio.wait_for(self._changed.wait(), left)
-                except asyncio.TimeoutError:
-                    break
+                await _set_within(self._changed, left)
         finally:
             self._take = None
 
@@ -198,10 +189,7 @@ class Exchange:
         until = time.monotonic() + seconds
         while self._present() and (left := until - time.monotonic()) > 0:
             self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), left)
-            except asyncio.TimeoutError:
-                break
+            await _set_within(self._changed, left)
 
     def _deliver(self, round_number: int, step: int, mail: Mapping[int, bytes], *, wake: bool = True) -> None:
         for client, content in mail.items():
@@ -215,3 +203,12 @@ class Exchange:
     def _present(self) -> dict[int, Certificate]:
         since = time.monotonic() - PRESENT_SECONDS
         return {c: seat.certificate for c, seat in self._seats.items() if seat.accepted and seat.seen >= since}
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    """Wait until ``event`` is set, which the clock does after ``seconds``; without the task of ``wait_for``."""
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()

@@ -237,10 +237,7 @@ def plain_vector(body: memoryview, dimension: int, check: Callable[[float], bool
     """
     if len(body) != 8 * dimension:
         raise FrameError(f"is no vector of {dimension} numbers")
-    vector = np.empty(dimension, "<f8")
-    vector.view(np.uint8)[:] = np.frombuffer(
-        body, np.uint8
-    )  # a head of any length leaves it unaligned, which NumPy is slow with
+    vector = np.frombuffer(body, "<f8")
     norm = math.sqrt(float(np.square(vector).sum()))
     if not math.isfinite(norm) or not check(norm):
         raise FrameError("is a vector that is not finite, or longer than the clip norm")

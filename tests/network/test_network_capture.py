@@ -6,9 +6,10 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -135,8 +136,9 @@ def test_a_capture_of_a_round_holds_nothing_in_the_clear(
         assert set(kinds[1:]) <= {0x14, 0x17}  # then application data, which hides even certificates in TLS 1.3
 
 
-def test_the_recorder_would_have_seen_it() -> None:
-    """The negative: the same search finds a frame that is sent without TLS."""
+@contextmanager
+def in_the_clear() -> Iterator[int]:
+    """The port of a server without TLS."""
 
     class Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
         def service(self, details: object) -> object:
@@ -144,38 +146,84 @@ def test_the_recorder_would_have_seen_it() -> None:
 
     server = grpc.server(ThreadPoolExecutor(1))
     server.add_generic_rpc_handlers((Echo(),))
-    recorder = Recorder(("127.0.0.1", server.add_insecure_port("127.0.0.1:0")))
+    port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with grpc.insecure_channel(recorder.address) as channel:
+    yield port
+    server.stop(0).wait()
+
+
+def send_in_the_clear(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
         channel.unary_unary("/a/b")(
             frames.encode(Poll(round=1, step=2)) + WEIGHTS.astype("<f4").tobytes(), timeout=10
         )
-    server.stop(0).wait()
+
+
+def test_the_recorder_would_have_seen_it() -> None:
+    """The negative: the same search finds a frame that is sent without TLS."""
+    with in_the_clear() as port:
+        recorder = Recorder(("127.0.0.1", port))
+        send_in_the_clear(recorder.address)
     recorder.close()
     assert frames.MAGIC in recorder.everything
     assert WEIGHTS.astype("<f4").tobytes()[:32] in recorder.everything
 
 
-def test_tshark_sees_tls_and_nothing_else(federation: Federation, tmp_path: Path) -> None:
+@contextmanager
+def captured(port: int, capture: Path) -> Iterator[str]:
+    """What crosses ``port`` on loopback, recorded to ``capture`` by tshark, whose path is given."""
     tshark = shutil.which("tshark")
     if tshark is None:
         pytest.skip("no tshark on this machine; the recorder above sees the same bytes")
-    capture, port = tmp_path / "round.pcapng", federation.service.port
     command = [tshark, "-q", "-i", "lo", "-f", f"tcp port {port}", "-w", str(capture)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
-        if "Capturing" not in running.stderr.readline() + running.stderr.readline():
-            running.kill()
-            pytest.skip("tshark may not capture on this machine")
-        a_round_through(federation, federation.address, tmp_path)
+        said = ""
+        while "Capturing" not in said:
+            line = running.stderr.readline()
+            if not line:
+                pytest.skip(f"tshark may not capture on this machine: {said.strip()[-200:]}")
+            said += line
+        # It says so before the first packet is sure to be seen: it begins when what is sent for this arrives.
+        assert eventually(lambda: knock(port) and capture.exists() and capture.stat().st_size > 500)
+        yield tshark
+        size = 0
+        while size != (size := capture.stat().st_size):  # what is still under way to the file
+            time.sleep(0.3)
         running.terminate()
+
+
+def knock(port: int) -> bool:
+    with suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    time.sleep(0.1)
+    return True
+
+
+def seen_by(tshark: str, capture: Path, port: int, shown: str) -> list[str]:
+    """A line for each packet that the display filter ``shown`` lets through."""
+    command = [tshark, "-r", str(capture), "-d", f"tcp.port=={port},tls", "-Y", shown]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_tshark_sees_tls_and_nothing_else(federation: Federation, tmp_path: Path) -> None:
+    capture, port = tmp_path / "round.pcapng", federation.service.port
+    with captured(port, capture) as tshark:
+        a_round_through(federation, federation.address, tmp_path)
     content = capture.read_bytes()
+    assert len(content) > 10_000
     for what, secret in secrets_of(federation).items():
         assert secret not in content, what
-    shown = subprocess.run(
-        [tshark, "-r", str(capture), "-d", f"tcp.port=={port},tls", "-Y", "tls.handshake.certificate or http2"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert shown.stdout == ""
+    assert len(seen_by(tshark, capture, port, "tls.handshake.type == 1")) == CLIENTS  # each said hello
+    assert len(seen_by(tshark, capture, port, "tls.app_data")) > 4 * CLIENTS
+    assert seen_by(tshark, capture, port, "tls.handshake.certificate or http2") == []
+    assert seen_by(tshark, capture, port, "tcp.len > 0 and not tls and not tcp.segment") == []
+
+
+def test_tshark_would_have_seen_it(tmp_path: Path) -> None:
+    """The negative: the same search finds a frame that is sent without TLS."""
+    capture = tmp_path / "plain.pcapng"
+    with in_the_clear() as server, captured(server, capture):
+        send_in_the_clear(f"127.0.0.1:{server}")
+    assert frames.MAGIC in capture.read_bytes()
+    assert WEIGHTS.astype("<f4").tobytes()[:32] in capture.read_bytes()
