@@ -10,8 +10,8 @@ network. ``protocol`` masks it, in cohorts: masks among n clients cost n² key e
 The echo is a bare ``grpc.aio`` server with the same TLS, pieces and client calls, on as many connections, in the
 same run: it takes a vector and answers with as many bytes as a model has, so that each direction carries what a
 round does; its clients stall and reconnect as often. Compared is the processor time of the server by what its
-clients sent and got, and the time on the clock; the latter says something with ``--trouble 0`` only: otherwise rounds
-wait for those who stall.
+clients sent and got, and the time on the clock; the latter says something with ``--trouble 0`` only: otherwise
+rounds wait for those who stall.
 """
 
 from __future__ import annotations
