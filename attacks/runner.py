@@ -50,6 +50,7 @@ class AttackOutcome:
         tried: All that were tried, with their reasons.
         identified: Whether the true example is nearer to the reconstruction than any held-out one; ``None`` when
             there are none to choose from.
+        fitted: By the name of a trivial guess, the true example that it fits best ``[*shape]``.
     """
 
     observer: Observer
@@ -75,6 +76,7 @@ class AttackOutcome:
     verified: bool | None = None
     tried: tuple[Attempt, ...] = ()
     identified: bool | None = None
+    fitted: dict[str, Image] | None = None
 
 
 def run_attacks(
@@ -170,6 +172,7 @@ def _outcome(
         images[best.target].copy(),
         found.images[comparison.best].copy(),
         identified=identified,
+        fitted={name: images[index].copy() for name, index in comparison.fitted.items()},
         **how,
     )
 

@@ -143,12 +143,14 @@ class Comparison:
     Attributes:
         best: Index of the reconstruction with the highest PSNR.
         trivial: PSNR of each trivial guess on the example *it* fits best, in dB.
+        fitted: Index of that example.
         margin_db: PSNR of the best reconstruction less the best in ``trivial``.
         target_margin_db: The same, with the trivial guesses held to the best reconstruction's own example.
     """
 
     best: int
     trivial: dict[str, float]
+    fitted: dict[str, int]
     margin_db: float
     target_margin_db: float
 
@@ -160,7 +162,8 @@ def compare(scores: Sequence[Scores], truth_images: Images, mean_image: Image) -
         name: np.mean((truth_images - guess) ** 2, axis=tuple(range(1, truth_images.ndim)))
         for name, guess in trivial_guesses(mean_image).items()
     }
-    trivial = {name: psnr(float(error.min())) for name, error in errors.items()}
+    fitted = {name: int(error.argmin()) for name, error in errors.items()}
+    trivial = {name: psnr(float(error[fitted[name]])) for name, error in errors.items()}
     on_target = max(psnr(float(error[scores[best].target])) for error in errors.values())
     reached = scores[best].psnr
-    return Comparison(best, trivial, reached - max(trivial.values()), reached - on_target)
+    return Comparison(best, trivial, fitted, reached - max(trivial.values()), reached - on_target)

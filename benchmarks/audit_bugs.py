@@ -29,7 +29,7 @@ import table
 from audit_faults import FAULTS, Fault
 
 from privfed.audit.checks import Check, checks
-from privfed.audit.empirical import ObserverFinding, findings
+from privfed.audit.empirical import ObserverFinding, findings, seen_by_observers
 from privfed.data import Population
 from privfed.executors.local import LocalClientWork
 from privfed.experiment import Experiment, compose
@@ -120,7 +120,7 @@ def outcome(fault: Fault, seed: int) -> Outcome:
     settings = _settings(fault.kind, seed, {"noise_multiplier": noise})
     experiment = fault.plant(compose(settings, clients), work)
     result = experiment.run(None, lambda report: None)
-    found, estimates = judge(experiment, result, fault, seed)
+    found, estimates = judge(experiment, result, fault)
     claimed = [one for one in estimates if one.claim < np.inf]
     above = [(one, e) for one in claimed for e in one.estimates if e.low > one.claim]
     return Outcome(
@@ -131,9 +131,7 @@ def outcome(fault: Fault, seed: int) -> Outcome:
     )
 
 
-def judge(
-    e: Experiment, result: TrainingResult, fault: Fault, seed: int
-) -> tuple[list[Check], list[ObserverFinding]]:
+def judge(e: Experiment, result: TrainingResult, fault: Fault) -> tuple[list[Check], list[ObserverFinding]]:
     """What the report would say, with the ledger that the training would have written."""
     assert e.audited is not None
     watched = e.audited.mechanism
@@ -144,11 +142,11 @@ def judge(
         spent = spent[:1]
     delta = e.settings.privacy.delta
     claims = {observer: g.epsilon for observer, g in by_observer(spent, delta).items()}
-    moved, rng = result.weights.astype(np.float64) - e.initial_weights, np.random.default_rng(seed)
-    masked = e.plan.mode == "protocol"
+    moved = result.weights.astype(np.float64) - e.initial_weights
+    seen = seen_by_observers(watched, notes, moved, masked=e.plan.mode == "protocol")
     return (
         checks(watched, notes, result.weights, e.audited.sampling, spent),
-        findings(watched, notes, moved, spent, claims, delta, masked=masked, rng=rng),
+        findings(seen, spent, claims, delta),
     )
 
 

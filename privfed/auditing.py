@@ -7,15 +7,16 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from privfed.audit.assemble import Material, assemble
+from privfed.audit.assemble import Material, assemble, measurements_of
 from privfed.audit.assemble.accounting import read_search
-from privfed.audit.evidence import Evidence
+from privfed.audit.evidence import AS_CONFIGURED, NO_DEFENCE, Evidence
 from privfed.config import Settings
 from privfed.console import Console
 from privfed.errors import PrivFedError, Stopped
 from privfed.experiment import Experiment, compose
-from privfed.exposure import AS_CONFIGURED, NO_DEFENCE, Exposure, Setting, attack_all, own_updates, probes
+from privfed.exposure import Exposure, Setting, attack_all, own_updates, probes
 from privfed.federated.training import TrainingResult
+from privfed.measurements import MEASUREMENTS, save
 from privfed.membership import MembershipFindings, infer_membership
 from privfed.publication import publish, withdraw
 from privfed.rundir import RunFolder
@@ -64,20 +65,20 @@ def run_audit(
                 missing.append(f"membership inference came to nothing: {error}")
     except KeyboardInterrupt:
         missing.append(INTERRUPTED)
-    evidence = assemble(
-        Material(
-            experiment,
-            folder,
-            result,
-            baseline,
-            exposures,
-            membership,
-            time.perf_counter() - started,
-            control,
-            sweep,
-            tuple(missing),
-        )
+    material = Material(
+        experiment,
+        folder,
+        result,
+        baseline,
+        exposures,
+        membership,
+        time.perf_counter() - started,
+        control,
+        sweep,
+        tuple(missing),
     )
+    evidence = assemble(material)
+    save(out / MEASUREMENTS, measurements_of(material))
     publish(evidence, out, key)
     if INTERRUPTED in missing:
         raise Stopped(f"stopped; the report in {out} is partial, and the same command makes it whole", 130)

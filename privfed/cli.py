@@ -83,8 +83,11 @@ def audit(
 
 @app.command()
 def train(experiment: Experiment, out: Out, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer copies it
-    """Train only: metrics, ledger, model and transcript, but neither attacks nor report."""
-    settings = _settings(experiment, overrides)
+    """Train only: metrics, ledger, model and transcript, but neither attacks nor report.
+
+    An audit's canaries stay out, unless --set asks for them.
+    """
+    settings = _settings(experiment, overrides, canaries=False)
     from privfed.console import Console
     from privfed.runs import run_training
 
@@ -119,13 +122,16 @@ def attack(
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     as_json: AsJson = False,
 ) -> None:
-    """Train, and attack what an observer saw of the training's own rounds; or cross attacks with defences."""
+    """Train, and attack what an observer saw of the training's own rounds; or cross attacks with defences.
+
+    An audit's canaries stay out, unless --set asks for them.
+    """
     changes = [*overrides]
     if method != "all":
         changes.append(f'attacks.methods=["{method}"]')
     if targets is not None:
         changes.append(f"attacks.targets={targets}")
-    settings = _settings(experiment, changes)
+    settings = _settings(experiment, changes, canaries=False)
     from privfed.console import Console
 
     console = Console(quiet=as_json)
@@ -370,10 +376,10 @@ def _signing_key(path: Path | None) -> Any:
     return None if path is None else load_private_key(path)
 
 
-def _settings(path: Path, overrides: list[str]) -> Any:
-    from privfed.settings_file import load_settings
+def _settings(path: Path, overrides: list[str], *, canaries: bool = True) -> Any:
+    from privfed.settings_file import NO_CANARIES, load_settings
 
-    return load_settings(path, overrides)
+    return load_settings(path, overrides if canaries else [*NO_CANARIES, *overrides])
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks import AttackOutcome, create, run_attacks
+from privfed.audit.evidence import NO_DEFENCE
 from privfed.console import Console
 from privfed.data import Population
 from privfed.executors.local import LocalClientWork
@@ -25,8 +26,6 @@ from privfed.transcript import Observation, Observer, Plan, RoundRecord, Transcr
 
 PROBE = "one step on one example"
 OWN_UPDATES = "the run's own updates"
-NO_DEFENCE = "none"
-AS_CONFIGURED = "as configured"
 
 
 @dataclass(frozen=True, eq=False)

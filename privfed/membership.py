@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.audit.membership import MembershipInference, Unit, WorstOff, judge, worst_off
+from privfed.audit.membership import MembershipInference, Unit, judge
 from privfed.audit.pool import Pool, by_client, draw_halves, make_pool, signals_of
 from privfed.audit.shadow_scores import METHODS, Shadows, Signals
 from privfed.console import Console
@@ -18,9 +18,6 @@ from privfed.errors import PrivFedError
 from privfed.experiment import Experiment
 from privfed.federated.training import Keeping
 from privfed.models.functional import Vector
-
-WORST_OFF = 5
-"""Clients that are named in ``report.json``, and nowhere else, for each attack."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +41,11 @@ class MembershipFindings:
         attacks: By method and unit.
         shadow_models: How many were trained.
         non_members_from: Where the non-members are from.
-        worst_off: By attack, clients of whom it is most sure.
     """
 
     attacks: list[MembershipInference]
     shadow_models: int
     non_members_from: str
-    worst_off: list[tuple[WorstOff, ...]]
 
 
 def infer_membership(experiment: Experiment, weights: Vector, console: Console) -> MembershipFindings:
@@ -65,9 +60,7 @@ def infer_membership(experiment: Experiment, weights: Vector, console: Console) 
     needed = chosen.shadow_models if any(METHODS[name].shadow_models for name in chosen.membership) else 0
     models = train_shadows(experiment, pool, needed, console)
     attacks = judge_all(models, experiment, weights, chosen.membership)
-    owners = {"example": pool.clients[pool.owners], "client": pool.clients}
-    worst = [worst_off(attack, owners[attack.unit], WORST_OFF) for attack in attacks]
-    return MembershipFindings(attacks, needed, pool.origin, worst)
+    return MembershipFindings(attacks, needed, pool.origin)
 
 
 def train_shadows(experiment: Experiment, pool: Pool, count: int, console: Console) -> ShadowModels:
@@ -111,14 +104,14 @@ def judge_all(
     everything = (target.log_odds, target.log_confidence, shadows.signals.log_odds, shadows.signals.log_confidence)
     if not all(np.isfinite(values).all() for values in everything):
         raise PrivFedError("membership inference needs finite losses, which the models it compares do not give")
-    units: list[tuple[Unit, Signals, Shadows, NDArray[np.bool_]]] = [
-        ("example", target, shadows, pool.is_member[pool.owners])
+    units: list[tuple[Unit, Signals, Shadows, NDArray[np.bool_], NDArray[np.int64]]] = [
+        ("example", target, shadows, pool.is_member[pool.owners], pool.clients[pool.owners])
     ]
     if pool.by_client:
         clients = Shadows(
             by_client(shadows.signals, pool.population), shadows.trained_on[pool.population.offsets[:-1]]
         )
-        units.append(("client", by_client(target, pool.population), clients, pool.is_member))
+        units.append(("client", by_client(target, pool.population), clients, pool.is_member, pool.clients))
     return [
         judge(
             METHODS[name].score(signals, references),
@@ -126,8 +119,10 @@ def judge_all(
             method=name,
             unit=unit,
             assumption=METHODS[name].assumption,
+            owners=owners,
+            alike=pool.by_client,
         )
-        for unit, signals, references, is_member in units
+        for unit, signals, references, is_member, owners in units
         for name in methods
     ]
 

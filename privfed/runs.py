@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from privfed.attack_scores import outcome_values, summarise
+from privfed.audit.evidence import AS_CONFIGURED
 from privfed.config import Settings
 from privfed.console import Advance, Console
 from privfed.errors import OutputError, SettingError, Stopped
 from privfed.experiment import Experiment, compose
-from privfed.exposure import AS_CONFIGURED, Exposure, attack_all, own_updates
+from privfed.exposure import Exposure, attack_all, own_updates
 from privfed.federated.checkpoint import Checkpoints
 from privfed.federated.client_evaluation import evaluate_clients
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, digest

@@ -24,6 +24,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+NO_CANARIES = ("audit.canaries=0", "audit.canary_control=false")
+"""Overrides for trainings that are no audit: its canaries would be guests in a model that nobody judges."""
+
 
 def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     """Read one experiment and apply ``key.path=value`` overrides, each value in TOML's syntax or a bare word.

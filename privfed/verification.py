@@ -18,7 +18,7 @@ from privfed.errors import OutputError, PrivFedError
 from privfed.manifest import MANIFEST, SIGNATURE, check_signature, files_of, load_public_key, read_manifest
 from privfed.privacy.accounting import statements
 from privfed.privacy.errors import LedgerError
-from privfed.privacy.ledger_report import LedgerReport, verify_ledger
+from privfed.privacy.ledger_report import LedgerReport, spent_releases, verify_ledger
 from privfed.rundir import LEDGER, METRICS, SETTINGS, TRANSCRIPT, WEIGHTS
 from privfed.settings_file import load_settings
 from privfed.transcript import Observer
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from privfed.audit.evidence import Evidence
 
 REPORT_JSON = "report.json"
+FIRST_WITH_MEASUREMENTS = 3
+"""Schema version from which on scores have their measurements beside them."""
 
 
 @dataclass
@@ -179,9 +181,43 @@ def _check_report(result: Verification, folder: Path, ledger: LedgerReport, sett
     found = hashlib.sha256(transcript.read_bytes()).hexdigest() if transcript.exists() else "missing"
     result.check(found == evidence.ledger.transcript_sha256, f"{TRANSCRIPT} is the one that was attacked")
     result.check(_same_accuracy(evidence, folder), f"report.json has the accuracies of {METRICS}")
+    _check_scores(result, folder, evidence, ledger)
     for name, text in page_texts(evidence).items():
         same = (folder / name).exists() and (folder / name).read_bytes() == text.encode()
         result.check(same, f"{name} is what report.json renders to")
+
+
+def _check_scores(result: Verification, folder: Path, evidence: Evidence, ledger: LedgerReport) -> None:
+    """Compute again what can be: the rest of a report rests on hashes and the signature."""
+    from privfed.measurements import MEASUREMENTS, load
+    from privfed.recomputation import misjudged, mismeasured, misscored
+
+    def check(wrong: list[str], words: str) -> None:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        result.check(not wrong, words + (f": not {'; '.join(wrong[:3])}{more}" if wrong else ""))
+
+    check([*misjudged(evidence)], "report.json: verdict, best attacks and margins follow from its figures")
+    if not (folder / MEASUREMENTS).exists():
+        version = json.loads((folder / REPORT_JSON).read_text(encoding="utf-8"))["schema_version"]
+        if version < FIRST_WITH_MEASUREMENTS:
+            result.check(True, f"report.json is of schema version {version}: its scores cannot be computed again")
+        elif evidence.attacks or evidence.membership or evidence.canaries:
+            result.check(False, f"{MEASUREMENTS} is missing: the scores in report.json rest on nothing")
+        return
+    try:
+        found = load(folder / MEASUREMENTS)
+    except PrivFedError as error:
+        result.check(False, str(error))
+        return
+    images = sum(picture is not None for picture in found.pictures)
+    check(
+        [*misscored(evidence, found)], f"report.json has the scores of {images} reconstructions in {MEASUREMENTS}"
+    )
+    spent = spent_releases(folder / LEDGER)[1]
+    check(
+        [*mismeasured(evidence, found, ledger.guarantees, spent)],
+        "report.json: ROC, intervals and empirical ε are those of the scores kept and the ledger",
+    )
 
 
 def _same_accuracy(evidence: Evidence, folder: Path) -> bool:

@@ -7,6 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
+
+from privfed.cli import app
+from privfed.config import Settings
+from privfed.settings_file import load_settings
 
 DIGITS = str(Path(__file__).parents[1] / "examples" / "digits.toml")
 
@@ -33,6 +38,25 @@ def test_wrong_settings_are_one_line_and_exit_code_2(
     assert got.returncode == 2
     assert len(got.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "attack"])
+@pytest.mark.parametrize(("asked", "canaries"), [((), 0), (("--set", "audit.canaries=40"), 40)])
+def test_canaries_are_in_no_training_that_is_no_audit(
+    command: str, asked: tuple[str, ...], canaries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_settings(Path(DIGITS)).audit.canaries == 100
+    given: list[Settings] = []
+
+    def stop(settings: Settings, *_: object) -> None:
+        given.append(settings)
+        raise typer.Exit
+
+    monkeypatch.setattr("privfed.runs.run_training", stop)
+    monkeypatch.setattr("privfed.runs.run_attack", stop)
+    app([command, DIGITS, "--out", str(tmp_path / "run"), *asked], standalone_mode=False)
+    assert [settings.audit.canaries for settings in given] == [canaries]
+    assert not given[0].audit.canary_control
 
 
 def test_whatever_shows_an_epsilon_says_what_it_means(privfed_command: list[str], tmp_path: Path) -> None:

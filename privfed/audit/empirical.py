@@ -95,46 +95,65 @@ class Vantage:
     told: bool = False
 
 
-def findings(
-    watched: Watched,
-    notes: Notes,
-    moved: Real,
-    spent: Sequence[Sequence[ObservedRelease]],
-    claims: Mapping[str, float],
-    delta: float,
-    *,
-    masked: bool,
-    rng: np.random.Generator,
-) -> list[ObserverFinding]:
-    """Judge the claims against every observer.
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """All that the canaries' figures follow from, but for the ledger.
+
+    Attributes:
+        vantages: By observer.
+        included: Canaries that are there, ``[k]``.
+        dimension: Of the sums.
+        rounds: That sums were scored in.
+    """
+
+    vantages: Mapping[Observer, Vantage]
+    included: NDArray[np.bool_]
+    dimension: int
+    rounds: int
+
+
+def seen_by_observers(watched: Watched, notes: Notes, moved: Real, *, masked: bool) -> Seen:
+    """What each observer scores canaries on.
 
     Args:
         watched: The mechanism as it was audited.
         notes: After the last round.
         moved: Released weights less initial weights, ``[d]``.
-        spent: Releases on the ledger.
-        claims: ε by observer; who is missing is promised nothing.
-        delta: Of the claims.
         masked: Whether the server sees sums only.
-        rng: For intervals.
     """
-    there = watched.canaries.included
     length = max(float(np.linalg.norm(moved)), 1e-300)
     final: Real = (watched.canaries.directions @ moved.astype(np.float32)).astype(np.float64) / length
     server, models = _server(watched, notes, masked=masked), _models(watched, notes)
     release = Vantage(
         "the final model's difference from the first", final, None, ("Gaussian fit to the cosine", final)
     )
+    vantages = dict.fromkeys(SERVERS, server) | {Observer.CLIENT: models, Observer.RELEASE: release}
     rounds = int(np.isfinite(notes.survivors).sum())
-    found = []
+    return Seen(vantages, watched.canaries.included, len(moved), rounds)
+
+
+def findings(
+    seen: Seen, spent: Sequence[Sequence[ObservedRelease]], claims: Mapping[str, float], delta: float
+) -> list[ObserverFinding]:
+    """Judge the claims against every observer; the same for the same scores and ledger.
+
+    Args:
+        seen: What each observer scores canaries on.
+        spent: Releases on the ledger.
+        claims: ε by observer; who is missing is promised nothing.
+        delta: Of the claims.
+    """
+    there, found = seen.included, []
     for observer in Observer:
-        vantage = server if observer in SERVERS else models if observer is Observer.CLIENT else release
+        vantage = seen.vantages[observer]
         claim = claims.get(observer.value, math.inf)
         estimates: list[Estimate | None] = []
         if vantage.rounds is not None and claim < math.inf:  # else there is no release for the accountant to scale
             epsilon_of = scaled_epsilon(spent, delta, observer)
-            estimates.append(composed_fit(vantage.rounds, len(moved), rounds, epsilon_of, COMPOSED))
+            estimates.append(composed_fit(vantage.rounds, seen.dimension, seen.rounds, epsilon_of, COMPOSED))
         if vantage.fitted is not None:
+            # Resampling protects nobody: its seed is public, so that intervals can be computed again.
+            rng = np.random.default_rng(list(observer.value.encode()))
             estimates.append(gaussian_fit(vantage.fitted[1], there, delta, vantage.fitted[0], rng))
         if vantage.told:
             estimates.append(perfect(vantage.scores, there))

@@ -54,6 +54,8 @@ class MembershipInference:
         auc: Area under the curve: the chance that a member scores above a non-member, ties halved.
         auc_interval: Of DeLong et al. (1988), ``CONFIDENCE``, as if scores were independent.
         points: One by limit of ``LOW_RATES``; ``None`` where the non-members are too few to resolve it.
+        owners: Identifier of the client that each score is of, ``[n]``.
+        alike: Whether the owners of members and non-members differ in membership alone, as clients.
     """
 
     method: str
@@ -66,6 +68,8 @@ class MembershipInference:
     auc: float
     auc_interval: tuple[float, float]
     points: dict[float, OperatingPoint | None]
+    owners: NDArray[np.int64]
+    alike: bool
 
     @property
     def members(self) -> int:
@@ -93,6 +97,8 @@ def judge(
     method: str,
     unit: Unit = "example",
     assumption: str = "",
+    owners: NDArray[np.int64] | None = None,
+    alike: bool = True,
 ) -> MembershipInference:
     """ROC curve and operating points of an attack.
 
@@ -103,6 +109,8 @@ def judge(
         method: Name of the attack.
         unit: What a score is about.
         assumption: What the attacker was given.
+        owners: Whose each score is, ``[n]``; each its own without.
+        alike: Whether owners are clients drawn alike.
 
     Raises:
         ValueError: No member, no non-member, or a score that is not finite.
@@ -134,7 +142,10 @@ def judge(
             if resolvable(limit, others)
             else None
         )
-    return MembershipInference(method, unit, assumption, scores, is_member, fpr, tpr, auc, interval, points)
+    whose = np.arange(len(scores)) if owners is None else owners
+    return MembershipInference(
+        method, unit, assumption, scores, is_member, fpr, tpr, auc, interval, points, whose, alike
+    )
 
 
 def _auc_interval(scores: NDArray[np.float64], is_member: NDArray[np.bool_], auc: float) -> tuple[float, float]:
@@ -176,19 +187,13 @@ class WorstOff:
     lowest_fpr: float
 
 
-def worst_off(found: MembershipInference, clients: NDArray[np.int64], count: int) -> tuple[WorstOff, ...]:
-    """The ``count`` clients of whom the attack is most sure: the largest share found, then the lowest rate.
-
-    Args:
-        found: What the attack came to.
-        clients: Whose each unit is, ``[n]``; those of non-members are not looked at.
-        count: How many at most.
-    """
+def worst_off(found: MembershipInference, count: int) -> tuple[WorstOff, ...]:
+    """At most ``count`` clients of whom the attack is most sure: the largest share found, then the lowest rate."""
     others = np.sort(found.scores[~found.is_member])
     rate = (len(others) - np.searchsorted(others, found.scores, side="left")) / len(others)
     all_of_them = []
-    for client in np.unique(clients[found.is_member]):
-        own = rate[found.is_member & (clients == client)]
+    for client in np.unique(found.owners[found.is_member]):
+        own = rate[found.is_member & (found.owners == client)]
         all_of_them.append(WorstOff(int(client), len(own), int((own <= 0.01).sum()), float(own.min())))
     all_of_them.sort(key=lambda one: (-one.found / one.units, one.lowest_fpr, one.client))
     return tuple(all_of_them[:count])

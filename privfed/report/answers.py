@@ -40,11 +40,16 @@ def _claimed_to(e: Evidence) -> list[str]:
 def _claim(e: Evidence) -> Answer:
     failed = sum(check.result == "failed" and check.layer == "implementation" for check in e.checks)
     noted = f" {count(failed)} checks of the implementation failed." if failed else ""
+    exceeded = [c.observer for c in e.membership.claims if c.flagged] if e.membership else []
+    if exceeded:
+        noted = f" Membership inference finds more than is allowed against {', '.join(exceeded)}.{noted}"
     if e.canaries is None:
-        return "Not measured", f"No canaries were in the training.{noted}"
+        return "Flagged" if exceeded else "Not measured", f"No canaries were in the training.{noted}"
     flagged = [o.observer for o in e.canaries.observers if o.flagged]
     if flagged:
         return "Flagged", f"Canaries measure more than is claimed against {', '.join(flagged)}.{noted}"
+    if exceeded:
+        return "Flagged", noted.strip()
     return (
         "Not refuted",
         f"{count(e.canaries.included)} canaries: no interval and no lower bound lies above a claim.{noted}",

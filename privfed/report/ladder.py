@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from privfed.audit.evidence import AttackEvidence
+from privfed.audit.evidence import NO_DEFENCE, AttackEvidence
 from privfed.report.selection import margin
 
 MAX_ROWS = 6
 MAX_STEPS = 6
 BUDGET = 500_000
 """Characters of images in all ladders together, of 2 MB for the page."""
-UNDEFENDED = "none"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def ladders(attacks: Sequence[AttackEvidence]) -> list[Ladder]:
         by_defence: dict[str, list[AttackEvidence]] = {}
         for attack in of_it:
             by_defence.setdefault(attack.defence, []).append(attack)
-        originals = list(_best(by_defence.get(UNDEFENDED, [])))
+        originals = list(_best(by_defence.get(NO_DEFENCE, [])))
         if originals and len(by_defence) > 2:
             for count in range(min(MAX_ROWS, len(originals)), 0, -1):  # as many rows as the page has room for
                 rows = tuple(originals[:count])

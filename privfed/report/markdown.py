@@ -86,9 +86,21 @@ def _measured(e: Evidence) -> Iterator[str]:
         yield "Membership in the released model (0.5 is a coin):"
         yield ""
         yield from _table(
-            ("Attack", "Unit", "Area under the curve"),
-            [(words(a.method), a.unit, f"{a.auc:.3f}") for a in e.membership.attacks],
+            ("Attack", "Unit", "Area under the curve", "It shows"),
+            [
+                (
+                    words(a.method),
+                    a.unit,
+                    f"{a.auc:.3f}",
+                    f"ε ≥ {epsilon_from(a.floor.epsilon)}" if a.floor else "–",
+                )
+                for a in e.membership.attacks
+            ],
         )
+        if e.membership.claims:
+            claims = (f"{c.observer} {_bound(c.epsilon)}{' **flagged**' * c.flagged}" for c in e.membership.claims)
+            yield f"Claimed against: {', '.join(claims)}."
+            yield ""
 
 
 def _checks(e: Evidence) -> Iterator[str]:

@@ -55,7 +55,7 @@ def read_report(path: Path) -> Evidence:
         raise PrivFedError(f"is not strict JSON: {error}", where=str(path), remedy=AGAIN) from None
     version = _check_version(tree, path)
     if version < SCHEMA_VERSION:
-        # Version 2 has parts that version 1 lacks, and changed none: what is missing is shown as not recorded.
+        # Later versions have parts that earlier ones lack, and changed none: these are shown as not recorded.
         text = json.dumps({**tree, "schema_version": SCHEMA_VERSION}, ensure_ascii=False, allow_nan=False)
     try:
         return Evidence.model_validate_json(text, strict=True)

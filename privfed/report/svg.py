@@ -175,6 +175,11 @@ def hover(marks: Sequence[tuple[Point, str]]) -> list[Markup]:
     ]
 
 
+def hover_area(corner: Point, size: Point, words: str) -> Markup:
+    """A rectangle that shows itself, and its words, when it is pointed at."""
+    return Markup("<g>{}<title>{}</title></g>").format(rectangle(corner, size, "hover area"), words)
+
+
 def text(place: Point, words: str, classes: str) -> Markup:
     """One line of text; the classes say how it is aligned."""
     return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(classes, _n(place[0]), _n(place[1]), words)

@@ -15,7 +15,7 @@ from typing import Any
 
 from privfed.config import Settings
 from privfed.errors import SettingError
-from privfed.settings_file import load_settings
+from privfed.settings_file import NO_CANARIES, load_settings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +25,7 @@ else:
 MOST_TRIALS = 10_000
 EPSILON, SEED = "privacy.epsilon", "training.seed"
 INFINITE = ("inf", "+inf", "∞")
-UNWATCHED = ("attacks.enabled=false", "audit.canaries=0", "audit.canary_control=false")
+UNWATCHED = ("attacks.enabled=false", *NO_CANARIES)
 """Of trials: what an audit adds to a training stays out of them."""
 NO_NOISE = (
     "privacy.mechanism=none",

@@ -7,9 +7,9 @@ import math
 import pytest
 
 from privfed.audit import evidence as ev
-from privfed.audit.assemble import verdict
 from privfed.audit.assemble.statements import SETTINGS_OF
 from privfed.privacy.plan import KINDS
+from privfed.verdict import verdict
 
 TERMS = ("δ = 1e-05", "client-level", "neighbours: add or remove one client", "sampling: Poisson, rate 0.1")
 
@@ -57,7 +57,7 @@ def observer(name: str, epsilon: float, margin_db: float | None = None) -> ev.Ob
 def test_the_verdict_names_terms_and_who_reconstructed(
     observers: tuple[ev.ObserverEvidence, ...], readers: set[str], level: str
 ) -> None:
-    found = verdict(observers, None, readers)
+    found = verdict(observers, None, None, readers)
     assert found.level == level
     if any(o.protected for o in observers):
         assert all(term in found.text for term in TERMS)
@@ -87,7 +87,7 @@ def test_a_failed_check_flags_the_claim(status: str, flagged: bool) -> None:
         observers=(),
         checks=(ev.SelfCheck(name="noise as claimed", status=status, finding="0.5 of it", p_value=None),),  # type: ignore[arg-type]  # one of three
     )
-    found = verdict(observers, canaries, set())
+    found = verdict(observers, canaries, None, set())
     assert (found.level == "exposed") == flagged
     assert ("FLAGGED" in found.text and "noise as claimed" in found.text) == flagged
 

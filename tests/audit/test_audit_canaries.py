@@ -12,7 +12,7 @@ from small_training import WeakNoise, train
 
 from privfed.audit.canaries import CanaryClients, random_directions
 from privfed.audit.canary_work import JoinedWork, RandomUpdates, Silenced
-from privfed.audit.empirical import COMPOSED, ObserverFinding, _scaled, findings
+from privfed.audit.empirical import COMPOSED, ObserverFinding, _scaled, findings, seen_by_observers
 from privfed.audit.notes import Tally
 from privfed.errors import PrivFedError, SettingError
 from privfed.experiment import Experiment, compose
@@ -44,8 +44,8 @@ def judged(e: Experiment, state: Any, weights: Any) -> dict[Observer, ObserverFi
     claims = {observer: guarantee.epsilon for observer, guarantee in e.guarantees().items()}
     spent = [e.mechanism.releases(e.sampling)] * e.rounds
     moved = weights.astype(float) - e.initial_weights
-    rng = np.random.default_rng(0)
-    found = findings(watched, watched.notes(state), moved, spent, claims, 1e-4, masked=False, rng=rng)
+    seen = seen_by_observers(watched, watched.notes(state), moved, masked=False)
+    found = findings(seen, spent, claims, 1e-4)
     return {finding.observer: finding for finding in found}
 
 
@@ -211,8 +211,8 @@ def test_every_mechanism_is_scored_by_every_observer(kind: str) -> None:
     claims = {o: g.epsilon for o, g in by_observer(a.spent, 1e-3).items()}
     protected, servers_see = CLAIMED[kind]
     assert set(claims) == protected
-    rng = np.random.default_rng(1)
-    found = findings(a.watched, a.notes, a.weights - a.initial, a.spent, claims, 1e-3, masked=False, rng=rng)
+    seen = seen_by_observers(a.watched, a.notes, a.weights - a.initial, masked=False)
+    found = findings(seen, a.spent, claims, 1e-3)
     for one in found:
         assert not one.flagged, one
         assert one.claim == claims.get(one.observer.value, np.inf)
@@ -239,8 +239,8 @@ def test_a_tenth_of_the_noise_is_flagged(kind: str, observer: Observer, canaries
     a = train(kind, canaries=canaries)
     strong = [[replace(s, release=_scaled(s.release, 10.0)) for s in one] for one in a.spent]
     claims = {o: g.epsilon for o, g in by_observer(strong, 1e-3).items()}
-    rng = np.random.default_rng(1)
-    found = findings(a.watched, a.notes, a.weights - a.initial, a.spent, claims, 1e-3, masked=False, rng=rng)
+    seen = seen_by_observers(a.watched, a.notes, a.weights - a.initial, masked=False)
+    found = findings(seen, a.spent, claims, 1e-3)
     assert next(one for one in found if one.observer is observer).flagged
 
 

@@ -14,10 +14,11 @@ from privfed.audit.membership import ROC_POINTS, MembershipInference, WorstOff, 
 scores = st.lists(st.integers(0, 20), min_size=1, max_size=60)
 
 
-def judged(members: object, others: object) -> MembershipInference:
+def judged(members: object, others: object, owners: object = None) -> MembershipInference:
     inside, outside = np.asarray(members, float), np.asarray(others, float)
     is_member = np.arange(len(inside) + len(outside)) < len(inside)
-    return judge(np.concatenate([inside, outside]), is_member, method="loss")
+    whose = None if owners is None else np.asarray(owners)
+    return judge(np.concatenate([inside, outside]), is_member, method="loss", owners=whose)
 
 
 @settings(deadline=None)
@@ -118,7 +119,7 @@ def test_the_worst_off_are_those_found_without_false_alarms() -> None:
     others = np.arange(200.0)
     members = [500.0, 300.0, 10.0, 199.5, 20.0, 198.0]
     clients = np.array([7, 7, 3, 5, 5, 4, *([99] * 200)])
-    found = worst_off(judged(members, others), clients, 3)
+    found = worst_off(judged(members, others, clients), 3)
     # Of 200 others two may score as high: 198 and 199 do as high as 198.
     assert found == (WorstOff(7, 2, 2, 0.0), WorstOff(4, 1, 1, 0.01), WorstOff(5, 2, 1, 0.0))
-    assert len(worst_off(judged(members, others), clients, 10)) == 4  # non-members are not named
+    assert len(worst_off(judged(members, others, clients), 10)) == 4  # non-members are not named

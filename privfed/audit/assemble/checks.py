@@ -16,7 +16,9 @@ from scipy import stats
 from privfed.audit import evidence as ev
 from privfed.audit.assemble.material import Material, guarantees_of, terms_of
 from privfed.audit.evidence.judgement import Layer
+from privfed.federated.streams import Purpose
 from privfed.privacy.ledger_report import spent_releases
+from privfed.privacy.mechanisms.central import add_gaussian, grid_step
 from privfed.privacy.sampling import FixedSizeSampling, PoissonSampling
 
 Result = Literal["passed", "failed", "not checked"]
@@ -41,7 +43,7 @@ def checks_of(m: Material, canaries: ev.Canaries | None, sweep: ev.SweepEvidence
         ("guarantee", "What was released twice, or again after a crash, counts", measured(_replays)),
         ("guarantee", "No two values were released under the same noise", measured(_same_noise)),
         ("guarantee", "Choosing the settings cost no privacy, or its cost is stated", _search(sweep)),
-        ("unit", "All of a client's data counts as one", _unit(m)),
+        ("unit", "All of a client's data counts as one", _unit(m, canaries)),
         ("unit", "One person is one client", ("not checked", "who is behind a client is not in the data")),
         ("implementation", "Cohorts vary as the sampling scheme says", measured(lambda m: _cohorts(m, canaries))),
         ("implementation", DIVISOR, measured(lambda m: _divisor(m, canaries))),
@@ -53,7 +55,11 @@ def checks_of(m: Material, canaries: ev.Canaries | None, sweep: ev.SweepEvidence
         ("implementation", "Updates that are not finite never reach the model", _finite(m)),
         ("trust", "Nobody sees single updates", _masked(m)),
         ("trust", "The server itself is held off by noise", _server(m)),
-        ("trust", "Clients that vanish do not thin the noise below the claim", measured(_survivors)),
+        (
+            "trust",
+            "Clients that vanish do not thin the noise below the claim",
+            measured(lambda m: _survivors(m, canaries)),
+        ),
         ("trust", "Every published figure is noised", _unnoised()),
         ("trust", "Timing, message sizes and logs tell nothing", ("not checked", "no side channel was measured")),
     ]
@@ -99,9 +105,14 @@ def _search(sweep: ev.SweepEvidence | None) -> Found:
     return _verdict(sweep.same_data, f"{sweep.trials} trials are composed below")
 
 
-def _unit(m: Material) -> Found:
+def _unit(m: Material, canaries: ev.Canaries | None) -> Found:
+    """A client's update is clipped as a whole, over all layers: in the audited training, or in recorded rounds."""
     if terms_of(m)["unit"] == "client":
-        return "passed", "an update is clipped and noised as a whole"
+        if not math.isfinite(terms_of(m)["epsilon"]):
+            return "not checked", "nothing is promised in this run"
+        if canaries is not None and (audited := _of_the_audit(canaries, "all layers"))[0] != "not checked":
+            return audited
+        return _clipped(m)
     largest = int(m.experiment.population.sizes.max(initial=0))
     return "failed", f"the unit is one example; a client with {largest} of them has ε = ∞ as a whole"
 
@@ -146,7 +157,10 @@ def _divisor(m: Material, canaries: ev.Canaries | None) -> Found:
         return "not checked", "the unit is an example: cohorts amplify nothing, so that their size is no secret"
     if canaries is not None and (audited := _of_the_audit(canaries, "divided by"))[0] != "not checked":
         return audited
-    return "passed", f"by {divisor:g}, the expected cohort"
+    return (
+        "not checked",
+        f"by {divisor:g}, the expected cohort, as configured; canaries have the steps taken again",
+    )
 
 
 def _clipped(m: Material) -> Found:
@@ -177,22 +191,44 @@ def _canary(canaries: ev.Canaries | None) -> Found:
 
 
 def _secret_noise(m: Material) -> Found:
-    secure = m.experiment.settings.privacy.randomness == "secure"
-    return _verdict(secure, m.experiment.streams.describe())
+    """The source of the first round's noise is opened twice more: what comes twice can come a third time."""
+    once, again = (m.experiment.streams.source(Purpose.NOISE, 1).words(8).tolist() for _ in range(2))
+    return _verdict(
+        once != again, f"{m.experiment.streams.describe()}; opened twice, it gave {_alike(once == again)}"
+    )
+
+
+def _alike(same: bool) -> str:
+    return "the same numbers" if same else "other numbers"
 
 
 def _discrete(m: Material) -> Found:
-    integral = m.experiment.settings.privacy.mechanism in ("discrete_gaussian", "skellam")
-    secure = m.experiment.settings.privacy.randomness == "secure"
-    kind = "integers are noised" if integral else "a discrete Gaussian" if secure else "floating-point Gaussians"
-    return _verdict(integral or secure, f"{kind} (Mironov 2012 attacks the low bits of real-valued noise)")
+    """Noise drawn as the run's was lies on a grid; where clients' integers are noised, all sums are integers."""
+    privacy, why = m.experiment.settings.privacy, "(Mironov 2012 attacks the low bits of real-valued noise)"
+    if privacy.mechanism in ("discrete_gaussian", "skellam"):
+        return "passed", f"integers are noised, before they are masked {why}"
+    secure, source = privacy.randomness == "secure", m.experiment.streams.source(Purpose.NOISE, 1)
+    steps = add_gaussian(np.zeros(256), 1.0, source, secure=secure) / grid_step(1.0)
+    off = int((steps != np.rint(steps)).sum())
+    kind = "a discrete Gaussian" if secure else "floating-point Gaussians"
+    return _verdict(not off, f"{kind}: of 256 draws {off} lie off its grid {why}")
 
 
 def _stopping(m: Material) -> Found:
-    patience = m.experiment.settings.training.patience
-    if patience is None:
-        return "passed", "the number of rounds was fixed beforehand"
-    return "passed", f"patience {patience} looks at held-out examples, which no client trained on"
+    training, done = m.experiment.settings.training, len(m.result.reports)
+    if training.patience is None:
+        if done == training.rounds:
+            return "passed", f"all {done} rounds were run that were fixed beforehand"
+        return "not checked", f"{done} of {training.rounds} rounds were run; patience was not why"
+    used, held_out = (
+        {hash(row.tobytes()) for row in part}
+        for part in (m.experiment.population.features, m.experiment.population.test_features)
+    )
+    return _verdict(
+        not used & held_out,
+        f"patience {training.patience} looks at {len(held_out)} held-out examples; "
+        f"clients have {len(used & held_out)} of them",
+    )
 
 
 def _finite(m: Material) -> Found:
@@ -201,8 +237,24 @@ def _finite(m: Material) -> Found:
 
 
 def _masked(m: Material) -> Found:
+    """A masked upload is uniform, so that its cosine with its client's update is about Gaussian over √d."""
     mode = m.experiment.settings.secure_aggregation.mode
-    return _verdict(mode == "protocol", f"secure_aggregation.mode = {mode}")
+    if mode != "protocol":
+        return "failed", f"secure_aggregation.mode = {mode}"
+    cosines = [
+        float(upload @ record.updates[client])
+        / max(1e-300, float(np.linalg.norm(upload) * np.linalg.norm(record.updates[client])))
+        for record in m.result.transcript.records
+        for client, upload in record.uploads.items()
+        if client in record.updates and np.any(record.updates[client])
+    ]
+    if not cosines:
+        return "not checked", "no round was recorded with its uploads"
+    largest = max(map(abs, cosines))
+    p = min(1.0, 2 * len(cosines) * float(stats.norm.sf(largest * math.sqrt(m.experiment.model.dimension))))
+    return _verdict(
+        p > FALSE_ALARM, f"of {len(cosines)} uploads, the largest cosine with the own update is {largest:.2g}"
+    )
 
 
 def _server(m: Material) -> Found:
@@ -210,13 +262,21 @@ def _server(m: Material) -> Found:
     return _verdict(held, "noise is in what reaches it" if held else "it holds the sums from before the noise")
 
 
-def _survivors(m: Material) -> Found:
-    if m.experiment.mechanism.client_noise > 0 or m.experiment.settings.privacy.mechanism in (
-        "discrete_gaussian",
-        "skellam",
-    ):
-        return "passed", "clients bring the noise; the ledger counts what the survivors of each round brought"
-    return "passed", "the noise is drawn once, at the server, whoever vanishes"
+def _survivors(m: Material, canaries: ev.Canaries | None) -> Found:
+    """Where clients bring the noise, the ledger counts no more of them than were in each round's sum."""
+    if not m.experiment.mechanism.client_noise:
+        return "not checked", "does not apply: the noise is drawn once, at the server, whoever vanishes"
+    if canaries is not None:
+        return _of_the_audit(canaries, "the ledger counts")
+    _, spent = spent_releases(m.folder.ledger)
+    there = [report.metrics.survivors for report in m.result.reports if report.metrics.aborted is None]
+    counted = [[seen.release.shares.survivors for seen in one if seen.release.shares] for one in spent]
+    if len(counted) != len(there) or not all(counted):
+        return "not checked", "the ledger holds other releases too, or counts noise in another way"
+    worst = max((min(each) - survivors for each, survivors in zip(counted, there, strict=True)), default=0)
+    return _verdict(
+        worst <= 0, "no round counts more than were there" if worst <= 0 else f"up to {worst} too many"
+    )
 
 
 def _unnoised() -> Found:

@@ -13,9 +13,9 @@ from privfed.audit import evidence as ev
 from privfed.audit.assemble.accounting import accounting_of, sweep_of
 from privfed.audit.assemble.checks import checks_of
 from privfed.audit.assemble.clients import clients_of
-from privfed.audit.assemble.empirical import canaries_of, canary_limits_of, membership_of
+from privfed.audit.assemble.empirical import canaries_of, canary_limits_of, membership_of, seen_canaries
 from privfed.audit.assemble.material import Material
-from privfed.audit.assemble.observers import observer_of, readers_of_text, verdict
+from privfed.audit.assemble.observers import observer_of
 from privfed.audit.assemble.statements import statements_of, trust_of
 from privfed.audit.assemble.training import (
     abort_limit_of,
@@ -24,7 +24,9 @@ from privfed.audit.assemble.training import (
     rounds_of,
     secure_aggregation_of,
 )
+from privfed.measurements import Measurements, Picture
 from privfed.transcript import Observer
+from privfed.verdict import readers_of_text, verdict
 
 if TYPE_CHECKING:
     from privfed.exposure import Exposure
@@ -49,18 +51,19 @@ LIMITS = (
 
 def assemble(m: Material) -> ev.Evidence:
     """The evidence of a finished run."""
-    observers = tuple(observer_of(m, observer) for observer in Observer)
-    canaries, sweep = canaries_of(m), sweep_of(m)
+    attacks = tuple(_attack(exposure) for exposure in m.exposures)
+    observers = tuple(observer_of(m, observer, attacks) for observer in Observer)
+    canaries, sweep, membership = canaries_of(m), sweep_of(m), membership_of(m)
     return ev.Evidence(
         run=_run(m),
-        verdict=verdict(observers, canaries, readers_of_text(m)),
+        verdict=verdict(observers, canaries, membership, readers_of_text(attacks)),
         observers=observers,
         accuracy=accuracy_of(m),
         rounds=tuple(rounds_of(m)),
-        attacks=tuple(_attack(exposure) for exposure in m.exposures),
+        attacks=attacks,
         secure_aggregation=secure_aggregation_of(m),
         ledger=ledger_of(m),
-        membership=membership_of(m.membership),
+        membership=membership,
         canaries=canaries,
         accounting=accounting_of(m),
         clients=clients_of(m),
@@ -76,6 +79,16 @@ def assemble(m: Material) -> ev.Evidence:
             *(SERVED_LIMITS if m.folder.served else ()),
             *canary_limits_of(canaries),
         ),
+    )
+
+
+def measurements_of(m: Material) -> Measurements:
+    """What the evidence's scores are computed from, to be kept beside it."""
+    return Measurements(
+        pictures=[Picture.of(exposure.outcome) for exposure in m.exposures],
+        mean=m.experiment.population.mean_image(),
+        membership=[] if m.membership is None else m.membership.attacks,
+        canaries=seen_canaries(m),
     )
 
 

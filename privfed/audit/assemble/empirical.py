@@ -6,44 +6,41 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from privfed.audit import evidence as ev
 from privfed.audit.assemble.material import Material, final_of, guarantees_of, terms_of
-from privfed.audit.membership import OperatingPoint
-from privfed.federated.streams import Purpose
+from privfed.empirical_evidence import canary_observers, membership_evidence
 
 if TYPE_CHECKING:
-    from privfed.audit.empirical import ObserverFinding
-    from privfed.membership import MembershipFindings
+    from privfed.audit.empirical import Seen
 
-HISTOGRAM_BINS = 24
+
+def seen_canaries(m: Material) -> Seen | None:
+    """What each observer scores canaries on; ``None`` without them, or without a mechanism."""
+    from privfed.audit.empirical import seen_by_observers
+
+    e = m.experiment
+    if e.audited is None or not m.result.mechanism_state:
+        return None
+    watched = e.audited.mechanism
+    moved = m.result.weights.astype(np.float64) - e.initial_weights
+    notes = watched.notes(m.result.mechanism_state)
+    return seen_by_observers(watched, notes, moved, masked=e.plan.mode == "protocol")
 
 
 def canaries_of(m: Material) -> ev.Canaries | None:
     """What the canaries say of each claim; ``None`` without them, or without a mechanism."""
     from privfed.audit.checks import checks
-    from privfed.audit.empirical import findings
     from privfed.audit.notes import Tally
     from privfed.privacy.ledger_report import spent_releases
 
-    e = m.experiment
-    if e.audited is None or not m.result.mechanism_state:
+    e, seen = m.experiment, seen_canaries(m)
+    if seen is None or e.audited is None:
         return None
     canaries, watched = e.audited.canaries, e.audited.mechanism
     notes, terms = watched.notes(m.result.mechanism_state), terms_of(m)
     tally, spent = Tally(notes.tally), spent_releases(m.folder.ledger)[1]
     last = None if e.settings.training.server_average else m.result.weights
-    found = findings(
-        watched,
-        notes,
-        m.result.weights.astype("float64") - e.initial_weights,
-        spent,
-        {observer: guarantee.epsilon for observer, guarantee in guarantees_of(m).items()},
-        terms["delta"],
-        masked=e.plan.mode == "protocol",
-        rng=np.random.default_rng(e.streams.key(Purpose.CANARIES, 3)),
-    )
     return ev.Canaries(
         kind=e.settings.audit.canary_kind,
         count=canaries.count,
@@ -54,46 +51,11 @@ def canaries_of(m: Material) -> ev.Canaries | None:
         accuracy=final_of(m.result),
         accuracy_without=final_of(m.control),
         **{key: terms[key] for key in ("delta", "unit", "neighbouring", "sampling")},
-        observers=tuple(_canary_observer(finding, canaries.included) for finding in found),
+        observers=canary_observers(seen, spent, guarantees_of(m), terms["delta"]),
         checks=tuple(
             ev.SelfCheck(**asdict(check)) for check in checks(watched, notes, last, e.audited.sampling, spent)
         ),
     )
-
-
-def _canary_observer(finding: ObserverFinding, included: NDArray[np.bool_]) -> ev.CanaryObserver:
-    scores, known = finding.scores, bool(np.isfinite(finding.scores).all())
-    edges = np.histogram_bin_edges(scores, HISTOGRAM_BINS) if known else np.zeros(1)
-    present, absent = (
-        tuple(int(n) for n in np.histogram(scores[which], edges)[0]) if known else ()
-        for which in (included, ~included)
-    )
-    return ev.CanaryObserver(
-        observer=finding.observer.value,
-        sees=finding.sees,
-        claim=finding.claim,
-        estimates=tuple(ev.CanaryEstimate(**asdict(estimate)) for estimate in finding.estimates),
-        bound=finding.bound.epsilon,
-        bound_confidence=finding.bound.confidence,
-        guesses=finding.bound.guesses,
-        right=finding.bound.right,
-        flagged=finding.flagged,
-        histogram_low=float(edges[0]) if known else None,
-        histogram_high=float(edges[-1]) if known else None,
-        present=present,
-        absent=absent,
-        roc=_roc(scores, included) if known else (),
-    )
-
-
-def _roc(scores: NDArray[np.float64], included: NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
-    """Over all thresholds, the highest first; equal scores fall on the same side."""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    there = included[order]
-    true, false = np.cumsum(there)[ends], np.cumsum(~there)[ends]
-    total, others = max(1, int(there.sum())), max(1, int((~there).sum()))
-    return ((0.0, 0.0), *((float(f) / others, float(t) / total) for f, t in zip(false, true, strict=True)))
 
 
 def canary_limits_of(canaries: ev.Canaries | None) -> list[str]:
@@ -106,39 +68,9 @@ def canary_limits_of(canaries: ev.Canaries | None) -> list[str]:
     ]
 
 
-def membership_of(found: MembershipFindings | None) -> ev.Membership | None:
-    """Membership inference by method and unit; ``None`` where it was not asked for."""
+def membership_of(m: Material) -> ev.Membership | None:
+    """Membership inference by method and unit, beside what is claimed; ``None`` where it was not asked for."""
+    found = m.membership
     if found is None:
         return None
-    return ev.Membership(
-        non_members_from=found.non_members_from,
-        shadow_models=found.shadow_models,
-        attacks=tuple(
-            ev.MembershipAttack(
-                method=attack.method,
-                unit=attack.unit,
-                members=attack.members,
-                non_members=attack.non_members,
-                assumption=attack.assumption,
-                auc=attack.auc,
-                auc_interval=attack.auc_interval,
-                at_1_percent_fpr=_operating_point(attack.points[0.01]),
-                at_0_1_percent_fpr=_operating_point(attack.points[0.001]),
-                roc=attack.shown_roc(),
-                worst_off=tuple(ev.FoundClient(**asdict(client)) for client in worst),
-            )
-            for attack, worst in zip(found.attacks, found.worst_off, strict=True)
-        ),
-    )
-
-
-def _operating_point(point: OperatingPoint | None) -> ev.OperatingPoint | None:
-    if point is None:
-        return None
-    return ev.OperatingPoint(
-        fpr_at_most=point.limit,
-        fpr=point.fpr,
-        fpr_interval=point.fpr_interval,
-        tpr=point.tpr,
-        tpr_interval=point.tpr_interval,
-    )
+    return membership_evidence(found.attacks, found.non_members_from, found.shadow_models, guarantees_of(m))

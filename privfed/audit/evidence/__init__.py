@@ -14,13 +14,17 @@ from privfed.audit.evidence.empirical import (
     Canaries,
     CanaryEstimate,
     CanaryObserver,
+    EpsilonFloor,
     FoundClient,
     Membership,
     MembershipAttack,
+    MembershipClaim,
     OperatingPoint,
     SelfCheck,
 )
 from privfed.audit.evidence.exposure import (
+    AS_CONFIGURED,
+    NO_DEFENCE,
     RECOVERED_TOKENS,
     RECOVERY_MARGIN_DB,
     AttackEvidence,
@@ -70,7 +74,9 @@ from privfed.audit.evidence.types import (
 )
 
 __all__ = [
+    "AS_CONFIGURED",
     "LAYERS",
+    "NO_DEFENCE",
     "PNG_PREFIX",
     "RECOVERED_TOKENS",
     "RECOVERY_MARGIN_DB",
@@ -88,6 +94,7 @@ __all__ = [
     "Count",
     "Data",
     "EpsilonAt",
+    "EpsilonFloor",
     "Evidence",
     "Extended",
     "FoundClient",
@@ -95,6 +102,7 @@ __all__ = [
     "Ledger",
     "Membership",
     "MembershipAttack",
+    "MembershipClaim",
     "NonNegative",
     "Number",
     "ObserverEvidence",

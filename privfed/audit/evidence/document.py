@@ -13,7 +13,7 @@ from privfed.audit.evidence.privacy import Accounting, Ledger
 from privfed.audit.evidence.run import Accuracy, ClientAccuracy, RoundEvidence, Run, SecureAggregation
 from privfed.audit.evidence.types import Part
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 
 class Verdict(Part):
@@ -34,7 +34,7 @@ class UnnoisedQuantity(Part):
 class Evidence(Part):
     """The content of ``report.json``."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     run: Run
     verdict: Verdict
     observers: tuple[ObserverEvidence, ...]

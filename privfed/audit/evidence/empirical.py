@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from privfed.audit.evidence.privacy import PrivacyLoss
 from privfed.audit.evidence.types import Count, Extended, NonNegative, Number, Part, Share
 
 
@@ -33,6 +34,31 @@ class FoundClient(Part):
     """Share of non-members that score as high as its highest."""
 
 
+class EpsilonFloor(Part):
+    """Lower end of an interval for the least ε that an attack's rates leave possible; units as if independent."""
+
+    epsilon: NonNegative
+    confidence: Share
+    """Of all attacks on the model together."""
+    members: Count
+    """Units that it rests on: one of each client where the claim is about clients."""
+    non_members: Count
+    says: Literal["member", "non-member"]
+    """What the test behind it says of those beyond its threshold."""
+    right: Share
+    """Lower end of how often that is right."""
+    wrong: Share
+    """Upper end of how often it is said wrongly."""
+
+
+class MembershipClaim(PrivacyLoss):
+    """A claim against an observer, who has the released model as all have, and can infer membership from it."""
+
+    observer: str
+    flagged: bool
+    """Whether an attack's floor lies above it."""
+
+
 class MembershipAttack(Part):
     """One attack on the membership of examples, or of clients, in the released model."""
 
@@ -51,6 +77,8 @@ class MembershipAttack(Part):
     roc: tuple[tuple[Share, Share], ...]
     """``(false-positive rate, true-positive rate)``, from (0, 0) to (1, 1)."""
     worst_off: tuple[FoundClient, ...] = ()
+    floor: EpsilonFloor | None = None
+    """``None`` without a claim that it could test."""
 
 
 class Membership(Part):
@@ -61,6 +89,15 @@ class Membership(Part):
     shadow_models: Count
     """Trained on random halves of members and non-members; 0 where no method needs any."""
     attacks: Annotated[tuple[MembershipAttack, ...], Field(min_length=1)]
+    claims: tuple[MembershipClaim, ...] = ()
+    """Finite ones, by observer."""
+
+    @model_validator(mode="after")
+    def _flags_fit(self) -> Membership:
+        highest = max((a.floor.epsilon for a in self.attacks if a.floor is not None), default=0.0)
+        if any(claim.flagged != (highest > claim.epsilon) for claim in self.claims):
+            raise ValueError("a claim is flagged exactly when the floor of an attack lies above it")
+        return self
 
 
 class CanaryEstimate(Part):

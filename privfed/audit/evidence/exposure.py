@@ -13,6 +13,8 @@ RECOVERY_MARGIN_DB = 1.0
 """A reconstruction counts as more than a guess from this many dB above the best trivial guess."""
 RECOVERED_TOKENS = 0.9
 """Text counts as recovered from this F1 of its set of tokens."""
+NO_DEFENCE, AS_CONFIGURED = "none", "as configured"
+"""Defences that every report names alike; those between them are named by what they do."""
 
 
 class BestAttack(Part):
