@@ -107,7 +107,7 @@ def load(path: Path) -> Measurements:
         PrivFedError: The file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         count = int(arrays["attacks"])
         membership = [_membership(arrays, f"membership/{i}") for i in range(_many(arrays, "membership"))]

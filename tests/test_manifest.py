@@ -127,9 +127,9 @@ def test_who_rewrites_everything_is_found_by_the_signature_alone(
     """A forger with write access: another accuracy in report and metrics, pages and hashes made anew."""
     folder = shutil.copytree(signed, tmp_path / "run")
     evidence = evidence_of(folder)
-    better = evidence.model_copy(
-        update={"accuracy": evidence.accuracy.model_copy(update={"final_protected": 0.999})}
-    )
+    assert evidence.accuracy.final_unprotected is not None
+    accuracy = {"final_protected": 0.999, "gap": evidence.accuracy.final_unprotected - 0.999}
+    better = evidence.model_copy(update={"accuracy": evidence.accuracy.model_copy(update=accuracy)})
     publish(better, folder)
     assert holds(folder)  # as the line "not signed" warns
     assert "not signed" in verify_run(folder).as_text()

@@ -24,6 +24,7 @@ from privfed.privacy.ledger_report import verify_ledger
 from privfed.privacy.sampling import PoissonSampling
 from privfed.publication import publish, render_folder
 from privfed.settings_file import dump_toml, load_settings, resolve_settings
+from privfed.verdict import verdict
 from privfed.verification import Verification, verify_run
 
 sys.path.insert(0, str(Path(__file__).parent / "report"))
@@ -88,11 +89,15 @@ def evidence_of(folder: Path) -> Evidence:
         "weights_sha256": ledger.final_sha256,
         "transcript_sha256": hashlib.sha256((folder / "transcript.npz").read_bytes()).hexdigest(),
     }
+    observers = [row.model_copy(update={"best_attack": None}) for row in observers]
     run = {"settings": settings.model_dump(mode="json"), "settings_fingerprint": settings.fingerprint()}
     return sample.model_copy(
         update={
             "run": sample.run.model_copy(update=run),
             "observers": tuple(observers),
+            **dict.fromkeys(("canaries", "membership")),
+            "attacks": (),
+            "verdict": verdict(observers, None, None, set()),
             "ledger": sample.ledger.model_copy(update=claimed | named),
         }
     )
@@ -150,6 +155,7 @@ def of(tree: Any, observer: str) -> Any:
     return next(row for row in tree["observers"] if row["observer"] == observer)
 
 
+VERDICT = "follow from its figures: not the verdict"
 TAMPERINGS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "another ε": (
         lambda f: edit_report(f, lambda tree: tree["ledger"].update(epsilon=0.1)),
@@ -161,11 +167,11 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "another ε for an observer": (
         lambda f: edit_report(f, lambda tree: of(tree, "client")["guarantee"].update(epsilon=0.1)),
-        ["states for each observer what the ledger proves: not client"],
+        ["states for each observer what the ledger proves: not client", VERDICT],
     ),
     "another δ for an observer": (
         lambda f: edit_report(f, lambda tree: of(tree, "release")["guarantee"].update(delta=1e-9)),
-        ["states for each observer what the ledger proves: not release"],
+        ["states for each observer what the ledger proves: not release", VERDICT],
     ),
     "a finite ε where none is proven": (
         lambda f: edit_report(
@@ -175,11 +181,11 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
                 of(tree, "server")["guarantee"].update(epsilon=1),
             ),
         ),
-        ["states for each observer what the ledger proves: not server"],
+        ["states for each observer what the ledger proves: not server", VERDICT],
     ),
     "an observer left out": (
         lambda f: edit_report(f, lambda tree: tree["observers"].remove(of(tree, "active server"))),
-        ["states for each observer what the ledger proves: not active server"],
+        ["states for each observer what the ledger proves: not active server", VERDICT],
     ),
     "settings in the report": (
         lambda f: edit_report(f, lambda tree: tree["run"]["settings"]["privacy"].update(clip_norm=9.0)),

@@ -1,4 +1,4 @@
-"""What an (ε, δ) claim lets membership inference reach, and the least ε that what it reached leaves possible.
+"""The least ε that leaves possible what membership inference reached, to hold a claim to.
 
 Whatever tells members from non-members by a threshold is right about members at most ``e^ε`` times as often as it
 is wrong about others, plus δ, and the other way round (Wasserman & Zhou 2010; Kairouz, Oh, Viswanath 2015,
@@ -42,14 +42,6 @@ class EpsilonFloor:
     says: Literal["member", "non-member"]
     right: float
     wrong: float
-
-
-def most_found(fpr: NDArray[np.float64], epsilon: float, delta: float) -> NDArray[np.float64]:
-    """Largest true-positive rate that (``epsilon``, ``delta``)-DP allows at these false-positive rates."""
-    bound: NDArray[np.float64] = np.minimum(
-        1.0, np.minimum(math.exp(epsilon) * fpr + delta, 1 - math.exp(-epsilon) * (1 - delta - fpr))
-    )
-    return bound
 
 
 def epsilon_floor(found: MembershipInference, unit: Unit, delta: float, attacks: int = 1) -> EpsilonFloor | None:
