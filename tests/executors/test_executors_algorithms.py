@@ -65,6 +65,7 @@ def test_the_twin_tells_the_algorithms_apart(name):
     assert max(far) > 1e-3
 
 
+@pytest.mark.usefixtures("cnn_is_long")
 @pytest.mark.parametrize("model_name", ["softmax", "cnn"])
 def test_corrections_are_added_to_every_gradient_and_only_where_they_belong(model_name):
     model = build_model(model_name, SHAPE, CLASSES)  # the long one goes client by client

@@ -69,6 +69,7 @@ def run(work, weights, clients, seed=SEED):
     return joined, [len(chunk.clients) for chunk in chunks]
 
 
+@pytest.mark.usefixtures("cnn_is_long")
 @pytest.mark.parametrize("model_name", ["softmax", "mlp", "lenet", "cnn"])
 @pytest.mark.parametrize(("epochs", "shuffle", "dtype"), [(1, False, np.uint8), (3, True, np.float32)])
 def test_local_equals_an_eager_loop(model_name, epochs, shuffle, dtype):
@@ -122,6 +123,7 @@ def test_local_trains_a_keras_model_with_an_embedding(tmp_path, monkeypatch):
     np.testing.assert_allclose(delta, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.usefixtures("cnn_is_long")
 @pytest.mark.parametrize("model_name", ["mlp", "cnn"])
 def test_local_result_of_a_client_depends_on_nothing_but_the_client(model_name):
     model = build_model(model_name, SHAPE, CLASSES)
