@@ -7,6 +7,7 @@ Fashion-MNIST's IDX files: the variable ``FASHION_MNIST``, without which such li
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Block:
         """Whether it takes more than a second or two."""
         if self.language == "python":
             return bool(re.search(r"privfed\.api|tensorflow|^train\(", self.text, re.MULTILINE))
-        commands = {words[1] for line in self.lines if (words := privfed_words(line)) and len(words) > 1}
+        commands = {command_of(privfed_words(line)) for line in self.lines}
         return self.language == "sh" and ("slow" in self.options or bool(commands & SLOW))
 
 
@@ -146,16 +146,25 @@ def privfed_words(line: str) -> list[str]:
     return ["privfed", *shlex.split(line[line.index("privfed") + len("privfed") :])]
 
 
+def command_of(words: list[str]) -> str:
+    """Which of ``privfed``'s commands is called; options of all commands may stand before it."""
+    return next((word for word in words[1:] if not word.startswith("-")), "")
+
+
 def lengthened(words: list[str]) -> list[str]:
     """The command with what makes it short."""
-    key = "attack --grid" if words[1:2] == ["attack"] and "--grid" in words else " ".join(words[1:2])
-    return [*words, *ADDED.get(key, ())]
+    command = command_of(words)
+    return [*words, *ADDED.get("attack --grid" if command == "attack" and "--grid" in words else command, ())]
 
 
 def parsed(line: str) -> tuple[str, dict[str, Any]]:
     """A command's name and its parameters, checked as a call would check them, but nothing is run."""
     command: Any = get_command(cli.app)
-    name, rest = "privfed", shlex.split(line)[1:]
+    words = shlex.split(line)
+    before = words[1 : words.index(command_of(words))] if command_of(words) else []
+    unknown = set(before) - {name for parameter in command.params for name in parameter.opts}
+    assert not unknown, f"no such options of all commands: {unknown}"
+    name, rest = "privfed", words[1 + len(before) :]
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         name, command, rest = command.resolve_command(typer.Context(command), rest)
     return name, command.make_context(name, list(rest)).params
@@ -196,7 +205,7 @@ class Session:
         programs = folder / ".bin"
         programs.mkdir()
         wrapper = programs / "privfed"
-        wrapper.write_text(_WRAPPER.format(python=sys.executable, tests=Path(__file__).parent))
+        wrapper.write_text(_WRAPPER.format(python=sys.executable, tests=str(Path(__file__).parent)))
         wrapper.chmod(0o755)
         monkeypatch.chdir(folder)
         monkeypatch.syspath_prepend(str(folder))
@@ -268,7 +277,7 @@ from blocks import lengthened
 from privfed.cli import main
 sys.argv = lengthened(["privfed", *sys.argv[1:]])
 main()
-""".replace("{tests!r}", '"{tests}"')
+"""
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -278,8 +287,4 @@ def blocks_of(page: Path) -> list[Block]:
 
 def before_slow(blocks: list[Block]) -> Iterator[Block]:
     """Blocks from the top to the first slow one: what follows may rest on its results."""
-    with suppress(StopIteration):
-        for block in blocks:
-            if block.slow and "skip" not in block.options:
-                return
-            yield block
+    return itertools.takewhile(lambda block: not block.slow or "skip" in block.options, blocks)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blocks import PAGES, ROOT, Block, Session, before_slow, blocks_of, check_form, collect, parsed
+from blocks import PAGES, ROOT, Block, Session, before_slow, blocks_of, check_form, collect, lengthened, parsed
 from pydantic import BaseModel
 from typer.main import get_command
 
@@ -69,6 +69,7 @@ def test_most_blocks_are_run() -> None:
         "privfed account --noise-multiplier much --sampling poisson --rounds 3 --delta 1e-5",
         "privfed account --noise-multiplier 1 --sampling weekly --rounds 3 --delta 1e-5",
         "privfed pki isue authority",
+        "privfed --silent verify reports/reference",
     ],
 )
 def test_a_command_that_is_none_is_noticed(line: str) -> None:
@@ -114,6 +115,13 @@ def test_blocks_are_found_fenced_and_indented() -> None:
     assert (second.lines, second.options) == (["privfed c"], {"skip": "no cluster"})
 
 
+def test_options_of_all_commands_may_come_first() -> None:
+    words = ["privfed", "--quiet", "train", "examples/digits.toml", "--out", "x"]
+    assert lengthened(words)[:6] == words
+    assert "training.rounds=2" in lengthened(words)
+    assert parsed(" ".join(words))[0] == "train"
+
+
 def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for key, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -143,6 +151,14 @@ def test_links_out_of_docs_are_led_to_the_site() -> None:
     assert hook.outside("deploy.md", "../deploy/Containerfile") == "deploy/Containerfile"
     assert hook.outside("howto/train.md", "../concepts/units.md") is None
     assert hook.outside("howto/train.md", "../../examples/digits.toml") == "examples/digits.toml"
+
+
+def test_pages_that_the_navigation_forgot_are_listed(tmp_path: Path) -> None:
+    for page in ("index.md", "new.md"):
+        (tmp_path / page).touch()
+    nav: list[dict[str, Any]] = [{"Start": "index.md"}, {"Topics": [{"Attacks": "attacks.md"}]}]
+    site().on_config({"docs_dir": str(tmp_path), "nav": nav})
+    assert nav[1]["Topics"] == [{"Attacks": "attacks.md"}, "new.md"]
 
 
 def test_make_targets_that_are_named_are_there() -> None:
