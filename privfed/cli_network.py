@@ -18,6 +18,13 @@ def serve(
     out: Annotated[Path, typer.Option(help="Folder for the run's files: new, empty, or of the same run.")],
     identity: Identity,
     revoked: Annotated[Path, typer.Option(help="Revocation list (revoked.pem); read anew when it changes.")],
+    clients: Annotated[
+        Path | None,
+        typer.Option(
+            help="Certificates of clients (clients.pem), read anew when they change: others and revoked ones then "
+            "fail in the handshake; without it the revoked are refused at each call."
+        ),
+    ] = None,
     ready: Annotated[int, typer.Option(min=1, help="Clients that must be there before a round begins.")] = 2,
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for them in later rounds; in the first for ever.")
@@ -48,6 +55,7 @@ def serve(
         patience,
         status_port,
         connections,
+        clients,
     )
     console = Console(quiet=as_json)
     summary = run_server(settings, out, serving, console)

@@ -38,6 +38,7 @@ def main() -> int:
     server = start(
         "serve", arguments.experiment, "--listen", f"127.0.0.1:{arguments.port}", "--out", out,
         "--identity", pki / "server-127.0.0.1.pem", "--revoked", pki / "revoked.pem",
+        "--clients", pki / "clients.pem",
         "--ready", arguments.clients - len(KILLED_AFTER), "--stage-seconds", 8, "--training-seconds", 60,
         "--status-port", 0,
     )  # fmt: skip

@@ -5,6 +5,7 @@
     ca.key         the authority's Ed25519 key, 0600
     ca.pem         its certificate
     revoked.pem    its revocation list, to be copied to the server
+    clients.pem    every client's certificate that was not revoked, to be copied to the server as well
     issued.jsonl   a line for each certificate, and for each revocation
     client-7.pem   an identity file, 0600: both keys, both certificates; to be moved to the client
     server-H.pem   the same of a server, whose name or address is H
@@ -37,7 +38,7 @@ from privfed.network.certificates import Authority, RevocationList, identity_uri
 from privfed.network.errors import NotAdmittedError
 
 AUTHORITY_DAYS, CERTIFICATE_DAYS, REVOCATION_DAYS = 3650, 365, 30
-_KEY, _CERTIFICATE, _REVOKED, _ISSUED = "ca.key", "ca.pem", "revoked.pem", "issued.jsonl"
+_KEY, _CERTIFICATE, _REVOKED, _ISSUED, _CLIENTS = "ca.key", "ca.pem", "revoked.pem", "issued.jsonl", "clients.pem"
 _BACKDATED = timedelta(minutes=5)
 """Clocks differ."""
 
@@ -78,7 +79,7 @@ def read_identity(path: Path) -> IdentityFile:
             value=oct(stat.S_IMODE(mode)),
             remedy="chmod 600, and issue a new one if it was read",
         )
-    blocks = [(match[1], match[0]) for match in _PEM.finditer(content)]
+    blocks = blocks_of(content)
     kinds = [kind for kind, _ in blocks]
     keys = [block for kind, block in blocks if kind == b"PRIVATE KEY"]
     if kinds[-2:] != [b"CERTIFICATE"] * 2 or len(keys) != len(blocks) - 2 or not 1 <= len(keys) <= 2:
@@ -186,6 +187,8 @@ def issue(
         pem = certificate.public_bytes(serialization.Encoding.PEM)
         keys = _pem(tls) + (b"" if signing is None else _pem(signing))
         _note(folder, "issued", who, certificate.serial_number, until=f"{certificate.not_valid_after_utc:%F}")
+        if client is not None:
+            _write(folder / _CLIENTS, b"".join([*_clients(folder), pem]))
         _write(path, keys + pem + authority.public_bytes(serialization.Encoding.PEM), private=True)
     return path
 
@@ -210,6 +213,11 @@ def revoke(folder: Path, client: int | None = None, server: str | None = None, d
             found = sorted({serial for serial in theirs if f"{serial:x}" not in gone})
             for serial in found:
                 _note(folder, "revoked", who, serial)
+        if found and client is not None:
+            left = [
+                pem for pem in _clients(folder) if x509.load_pem_x509_certificate(pem).serial_number not in found
+            ]
+            _write(folder / _CLIENTS, b"".join(left))
         _renew_list(folder, key, authority, days)
     return len(found)
 
@@ -246,6 +254,16 @@ def _renew_list(folder: Path, key: Ed25519PrivateKey, authority: x509.Certificat
             entry = x509.RevokedCertificateBuilder(int(line["serial"], 16), when).build()
             builder = builder.add_revoked_certificate(entry)
     _write(path, builder.sign(key, None).public_bytes(serialization.Encoding.PEM))
+
+
+def blocks_of(content: bytes) -> list[tuple[bytes, bytes]]:
+    """What each block of PEM is, and the block."""
+    return [(match[1], match[0]) for match in _PEM.finditer(content)]
+
+
+def _clients(folder: Path) -> list[bytes]:
+    path = folder / _CLIENTS
+    return [pem for _, pem in blocks_of(path.read_bytes())] if path.exists() else []
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:

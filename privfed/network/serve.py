@@ -24,13 +24,14 @@ from privfed.files import write_text
 from privfed.network.certificates import Authority
 from privfed.network.exchange import Exchange
 from privfed.network.frames import Offer
+from privfed.network.handshakes import counted_handshakes
 from privfed.network.pki import read_identity
 from privfed.network.plan import check_servable, offered
 from privfed.network.remote import Deadlines, NetworkClients
 from privfed.network.service import Bounds, Service
 from privfed.network.status import Status
 from privfed.network.tally import Tally
-from privfed.network.tls import Gate, Revocations, server_credentials
+from privfed.network.tls import Gate, Listed, Revocations, server_credentials
 from privfed.privacy.ledger_report import verify_ledger
 from privfed.rundir import SERVED, RunFolder
 from privfed.runs import train_protected
@@ -51,6 +52,7 @@ class Serving:
         listen: ``HOST:PORT``.
         identity: The server's identity file.
         revoked: The authority's revocation list.
+        clients: Certificates of the clients that may connect; ``None`` for all of the authority.
         deadlines: Of the stages.
         ready: Clients that must be there before a round begins.
         patience: Seconds to wait for them, after which the round begins as it is; for ever before the first.
@@ -66,6 +68,7 @@ class Serving:
     patience: float = 300.0
     status_port: int | None = None
     connections: int = 2000
+    clients: Path | None = None
 
 
 class _Elsewhere(ClientWork):
@@ -137,7 +140,8 @@ def run_server(settings: Settings, out: Path, serving: Serving, console: Console
         connections=serving.connections,
     )
     gate = Gate(authority, revocations, experiment.population.clients)
-    service = Service(serving.listen, server_credentials(identity), gate, exchange, tally, bounds)
+    listed = None if serving.clients is None else Listed(serving.clients, authority, revocations)
+    service = Service(serving.listen, server_credentials(identity, listed), gate, exchange, tally, bounds)
     draining = threading.Event()
     clients = NetworkClients(
         service, exchange, experiment.aggregation(), serving.deadlines, tally, available_cores()
@@ -150,30 +154,31 @@ def run_server(settings: Settings, out: Path, serving: Serving, console: Console
     )
     status = None if serving.status_port is None else Status(serving.status_port, tally, settings.name)
     state = "draining"
-    service.start()
-    try:
-        if status is not None:
-            status.start()
-            console.say(f"status, metrics and health at http://127.0.0.1:{status.port}/")
-        console.say(f"listening at port {service.port}; the initial model is {offer.initial_sha256}")
-        tally.event("listening", port=service.port, run=offer.run)
+    with counted_handshakes(tally.refuse):
+        service.start()
+        try:
+            if status is not None:
+                status.start()
+                console.say(f"status, metrics and health at http://127.0.0.1:{status.port}/")
+            console.say(f"listening at port {service.port}; the initial model is {offer.initial_sha256}")
+            tally.event("listening", port=service.port, run=offer.run)
 
-        def observe(report: RoundReport) -> None:
-            if report.evaluation is not None:
-                tally.accuracy = report.evaluation.accuracy
-            tally.spend(verify_ledger(folder.ledger).guarantees)
+            def observe(report: RoundReport) -> None:
+                if report.evaluation is not None:
+                    tally.accuracy = report.evaluation.accuracy
+                tally.spend(verify_ledger(folder.ledger).guarantees)
 
-        result = train_protected(
-            served, folder, console, served=True, every=1, stopping=draining.set, observe=observe
-        )
-        state = "finished"
-    finally:
-        tally.now.update(state=state)
-        service.stop(state, FAREWELL_SECONDS if state == "finished" else DRAINING_SECONDS)
-        if status is not None:
-            status.stop()
-        tally.event(state)
-        tally.close()
+            result = train_protected(
+                served, folder, console, served=True, every=1, stopping=draining.set, observe=observe
+            )
+            state = "finished"
+        finally:
+            tally.now.update(state=state)
+            service.stop(state, FAREWELL_SECONDS if state == "finished" else DRAINING_SECONDS)
+            if status is not None:
+                status.stop()
+            tally.event(state)
+            tally.close()
     final = result.final_evaluation
     return {
         "rounds": len(result.reports),

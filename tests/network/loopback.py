@@ -28,7 +28,7 @@ from privfed.network.participant import Participant
 from privfed.network.remote import Deadlines, NetworkClients
 from privfed.network.service import Bounds, Service
 from privfed.network.tally import Tally
-from privfed.network.tls import Gate, Revocations, client_credentials, server_credentials
+from privfed.network.tls import Gate, Listed, Revocations, client_credentials, server_credentials
 from privfed.privacy.randomness import SeededSource
 from privfed.secagg import Identity, ProtocolSum
 
@@ -197,10 +197,11 @@ def serve(folder: Path, out: Path, deadlines: Deadlines | None = None) -> Iterat
     exchange = Exchange(offer, lambda: revocations().der, tally)
     gate = Gate(authority, revocations, CLIENTS)
     bounds = Bounds(message_bytes=1 << 20, piece_seconds=1.0, calls_per_second=200, burst=400)
-    service = Service("127.0.0.1:0", server_credentials(identity), gate, exchange, tally, bounds)
-    service.start()
+    listed = Listed(folder / "clients.pem", authority, revocations)
+    service = Service("127.0.0.1:0", server_credentials(identity, listed), gate, exchange, tally, bounds)
     clients = NetworkClients(service, exchange, AGGREGATION, deadlines or Deadlines(stage=5, training=10), tally)
     federation = Federation(folder, offer, revocations, tally, exchange, service, clients)
+    service.start()
     try:
         yield federation
     finally:

@@ -14,7 +14,7 @@ from privfed.errors import DataError, OutputError, SettingError
 from privfed.network import pki
 from privfed.network.certificates import Authority, Certificate, check_valid, from_pem
 from privfed.network.errors import NotAdmittedError
-from privfed.network.tls import Gate, Revocations
+from privfed.network.tls import Gate, Listed, Revocations
 from privfed.secagg import Identity
 
 
@@ -171,3 +171,31 @@ def test_one_authority_in_a_folder_and_one_file_for_a_name(authority_folder: Pat
         pki.issue(tmp_path / "nothing", client=0)
     with pytest.raises(DataError, match="no certificate of client-99"):
         pki.revoke(authority_folder, client=99)
+
+
+def test_listed_are_those_that_were_issued_and_not_revoked(tmp_path: Path) -> None:
+    folder = tmp_path / "ca"
+    authority, _, revocations = revocable(folder)
+    second = pki.read_identity(pki.issue(folder, client=1))
+    pki.issue(folder, server="host")
+    listed = Listed(folder / "clients.pem", authority, revocations)
+    assert listed.pems.count(b"BEGIN") == 2
+    assert listed.changed() is None
+    pki.revoke(folder, client=0)
+    assert listed.changed() == second.certificate == (folder / "clients.pem").read_bytes()
+    (folder / "clients.pem").write_bytes(b"half of it")
+    assert listed.changed() == b""  # a file without certificates lets nobody in
+    (folder / "clients.pem").unlink()
+    assert listed.changed() is None
+
+
+def test_a_list_with_others_certificates_is_refused(tmp_path: Path) -> None:
+    authority, _, revocations = revocable(tmp_path / "ca")
+    pki.create(tmp_path / "other")
+    pki.issue(tmp_path / "other", client=0)
+    with pytest.raises(DataError, match="no client's certificate of the authority"):
+        Listed(tmp_path / "other" / "clients.pem", authority, revocations)
+    with pytest.raises(DataError, match="holds no certificate"):
+        Listed(tmp_path / "ca" / "revoked.pem", authority, revocations)
+    with pytest.raises(DataError, match="cannot be read"):
+        Listed(tmp_path / "nothing.pem", authority, revocations)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import socket
 import ssl
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -93,21 +96,74 @@ def test_an_expired_certificate_does_not_get_past_the_handshake(federation: Fede
 @pytest.fixture(scope="module")
 def lone_server(authority_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """In a process of its own: gRPC reads its cipher suites when a process first imports it."""
+    with a_process_of_its_own(authority_folder, tmp_path_factory.mktemp("lone")) as (port, _):
+        yield "127.0.0.1", port
+
+
+@contextmanager
+def a_process_of_its_own(folder: Path, out: Path) -> Iterator[tuple[int, dict[str, int]]]:
+    """A server's port, and after its end what it refused, by cause."""
     program = (
-        "import pathlib, sys, loopback\n"
+        "import json, pathlib, sys, loopback\n"
+        "from privfed.network.handshakes import counted_handshakes\n"
         "for federation in loopback.serve(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])):\n"
-        "    print(federation.service.port, flush=True)\n"
-        "    sys.stdin.read()\n"
+        "    with counted_handshakes(federation.tally.refuse):\n"
+        "        print(federation.service.port, flush=True)\n"
+        "        sys.stdin.read()\n"
+        "    print(json.dumps(federation.tally.refused))\n"
     )
-    command = [sys.executable, "-c", program, str(authority_folder), str(tmp_path_factory.mktemp("lone"))]
+    command = [sys.executable, "-c", program, str(folder), str(out)]
+    refused: dict[str, int] = {}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
     ) as server:
         assert server.stdin is not None
         assert server.stdout is not None
-        yield "127.0.0.1", int(server.stdout.readline())
+        yield int(server.stdout.readline()), refused
         server.stdin.close()
+        refused.update(json.loads(server.stdout.read()))
         assert server.wait(60) == 0
+
+
+def test_handshakes_that_fail_are_counted_by_cause(authority_folder: Path, tmp_path: Path) -> None:
+    """Of strangers, of nobody, without TLS, of expired and of stolen and revoked identities; the honest get in."""
+    folder = tmp_path / "ca"
+    shutil.copytree(authority_folder, folder)
+    pki.create(tmp_path / "other")
+    theirs = pki.read_identity(pki.issue(tmp_path / "other", client=0))
+    mine = pki.read_identity(folder / "client-0.pem")
+    stranger = pki.IdentityFile(theirs.tls_key, theirs.certificate, mine.authority, theirs.signing_key)
+    (folder / "client-1.pem").unlink()
+    expired = pki.read_identity(pki.issue(folder, client=1, days=-0.001))
+    with a_process_of_its_own(folder, tmp_path) as (port, refused):
+
+        def attempt(credentials: grpc.ChannelCredentials | None) -> bool:
+            """Once, and so no other handshake after one that failed."""
+            address, options = f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]
+            with (
+                grpc.insecure_channel(address, options)
+                if credentials is None
+                else grpc.secure_channel(address, credentials, options)
+            ) as channel:
+                try:
+                    return bool(list(channel.unary_stream(f"{SERVICE}CheckIn")(CHECK_IN, timeout=5)))
+                except grpc.RpcError:
+                    return False
+
+        assert attempt(client_credentials(mine))
+        pki.revoke(folder, client=0)
+        for _ in range(3):
+            assert not attempt(client_credentials(mine))
+        for _ in range(2):
+            assert not attempt(client_credentials(stranger))
+        assert not attempt(client_credentials(expired))
+        assert not attempt(grpc.ssl_channel_credentials(mine.authority))
+        assert not attempt(None)
+        assert attempt(client_credentials(pki.read_identity(folder / "client-2.pem")))
+    wanted = {"unknown or revoked": 5, "expired": 1, "no certificate": 1, "not TLS": 1}
+    for cause, least in wanted.items():  # gRPC may try once more by itself
+        assert refused.pop(f"handshake: {cause}") >= least
+    assert refused == {}
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
@@ -159,27 +215,50 @@ def test_a_client_is_no_server(federation: Federation) -> None:
     assert text.returncode != 0
 
 
-def test_a_revoked_identity_is_refused_at_its_next_call_even_on_an_open_connection(
+def test_a_revoked_identity_ends_in_the_handshake_and_on_an_open_connection_at_its_next_call(
     federation: Federation, tmp_path: Path
 ) -> None:
-    """As one that was stolen and then revoked. The handshake itself still succeeds: see ``tls``."""
+    """As one that was stolen and then revoked. The others still get in."""
     identity = federation.identity(0)
     with grpc.secure_channel(federation.address, client_credentials(identity)) as channel:
         check_in = channel.unary_stream(f"{SERVICE}CheckIn")
         assert b"".join(check_in(CHECK_IN, timeout=5))
         pki.revoke(federation.folder, client=0)
+        for method, request in (
+            (check_in, CHECK_IN),
+            (channel.unary_stream(f"{SERVICE}Poll"), frames.encode(Poll(round=0, step=0))),
+            (channel.unary_stream(f"{SERVICE}Refuse"), frames.encode(Refusal(round=1, reason="no"))),
+        ):
+            with pytest.raises(grpc.RpcError) as failure:
+                list(method(request, timeout=5))
+            assert failure.value.code() is grpc.StatusCode.PERMISSION_DENIED
         with pytest.raises(grpc.RpcError) as failure:
-            list(check_in(CHECK_IN, timeout=5))
-    assert failure.value.code() is grpc.StatusCode.PERMISSION_DENIED
-    for method, request in (
-        ("CheckIn", CHECK_IN),
-        ("Poll", frames.encode(Poll(round=0, step=0))),
-        ("Send", frames.encode(Relay(round=1, step=0))),
-        ("Refuse", frames.encode(Refusal(round=1, reason="no"))),
-    ):
-        assert fails(federation, identity, method, request) is grpc.StatusCode.PERMISSION_DENIED
-    assert federation.tally.refused == {"revoked": 5}
+            channel.stream_unary(f"{SERVICE}Send")(pieces(frames.encode(Relay(round=1, step=0))), timeout=5)
+        assert failure.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert federation.tally.refused == {"revoked": 4}
+    assert fails(federation, identity, "CheckIn", CHECK_IN) is grpc.StatusCode.UNAVAILABLE
+    assert federation.tally.refused == {"revoked": 4}
     an_honest_round_works(federation, tmp_path, skip=0)
+
+
+def test_a_revocation_list_alone_keeps_the_revoked_out_of_the_handshake(federation: Federation) -> None:
+    """Where the list of clients still has its certificate."""
+    before = (federation.folder / "clients.pem").read_bytes()
+    pki.revoke(federation.folder, client=0)
+    (federation.folder / "clients.pem").write_bytes(before)
+    assert fails(federation, federation.identity(0), "CheckIn", CHECK_IN) is grpc.StatusCode.UNAVAILABLE
+    assert call(federation, federation.identity(1), "CheckIn", CHECK_IN)
+
+
+def test_a_new_identity_is_let_in_once_it_is_listed(federation: Federation) -> None:
+    (federation.folder / "client-0.pem").unlink()
+    before = (federation.folder / "clients.pem").read_bytes()
+    issued = pki.read_identity(pki.issue(federation.folder, client=0))
+    after = (federation.folder / "clients.pem").read_bytes()
+    (federation.folder / "clients.pem").write_bytes(before)
+    assert fails(federation, issued, "CheckIn", CHECK_IN) is grpc.StatusCode.UNAVAILABLE
+    (federation.folder / "clients.pem").write_bytes(after)
+    assert call(federation, issued, "CheckIn", CHECK_IN)
 
 
 def test_a_number_beyond_the_population_is_refused(federation: Federation) -> None:
