@@ -55,7 +55,7 @@ from privfed.network.participant import Participant
 from privfed.network.remote import Deadlines, NetworkClients
 from privfed.network.service import Bounds, Service, pieces
 from privfed.network.tally import Tally
-from privfed.network.tls import Gate, Revocations, client_credentials, server_credentials
+from privfed.network.tls import Gate, Listed, Revocations, client_credentials, server_credentials
 from privfed.privacy.randomness import SeededSource
 from privfed.secagg import Identity, ProtocolSum, RoundAborted
 
@@ -305,7 +305,8 @@ def measure_rounds(load: Load, folder: Path) -> dict[str, Any]:
     exchange = Exchange(offer, lambda: revocations().der, tally)
     bounds = Bounds(message_bytes=8 * load.dimension + (1 << 20), connections=4 * load.clients)
     gate = Gate(authority, revocations, load.clients)
-    service = Service("127.0.0.1:0", server_credentials(identity), gate, exchange, tally, bounds)
+    listed = Listed(folder / "ca" / "clients.pem", authority, revocations)
+    service = Service("127.0.0.1:0", server_credentials(identity, listed), gate, exchange, tally, bounds)
     service.start()
     deadlines = Deadlines(load.stage_seconds, load.stage_seconds)
     clients = NetworkClients(service, exchange, load.aggregation, deadlines, tally)

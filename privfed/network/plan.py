@@ -10,7 +10,7 @@ from privfed.network.errors import DeclinedError
 from privfed.settings_file import resolve_settings
 
 MECHANISMS = ("none", "gaussian", "local", "dp_sgd", "discrete_gaussian", "skellam")
-"""Whose client half needs nothing that changes from round to round."""
+"""Whose client half, and whose guarantee, rest on nothing that changes from round to round."""
 
 
 def check_servable(settings: Settings) -> None:
@@ -19,19 +19,34 @@ def check_servable(settings: Settings) -> None:
     Raises:
         SettingError: One of them is for simulations.
     """
-    training, masking = settings.training, settings.secure_aggregation
+    training, masking, mechanism = settings.training, settings.secure_aggregation, settings.privacy.mechanism
+    apart = "rests on how far apart a client's rounds are, which no client checks and a lost round breaks"
     wrong = {
-        "privacy.mechanism": (settings.privacy.mechanism not in MECHANISMS, settings.privacy.mechanism),
-        "training.algorithm": (training.algorithm == "scaffold", training.algorithm),
-        "training.weighted": (training.weighted, True),
-        "secure_aggregation.mode": (masking.mode == "ring", masking.mode),
-        "audit.canaries": (bool(settings.audit.canaries), settings.audit.canaries),
-        "executor": (settings.executor != "local", settings.executor),
+        "privacy.mechanism": (
+            mechanism not in MECHANISMS,
+            mechanism,
+            "moves the clip norm by round, which clients could only take on trust"
+            if mechanism == "adaptive"
+            else apart,
+        ),
+        "training.algorithm": (
+            training.algorithm == "scaffold",
+            training.algorithm,
+            "needs each client's control variate to outlive its process and a lost round",
+        ),
+        "training.weighted": (
+            training.weighted,
+            True,
+            "weighs by the numbers of examples of all, which are private",
+        ),
+        "secure_aggregation.mode": (masking.mode == "ring", masking.mode, "hides nothing from the server"),
+        "audit.canaries": (bool(settings.audit.canaries), settings.audit.canaries, "makes clients up"),
+        "executor": (settings.executor != "local", settings.executor, "trains everybody in one place"),
     }
-    for where, (refused, value) in wrong.items():
+    for where, (refused, value, why) in wrong.items():
         if refused:
             raise SettingError(
-                "is for simulations: real clients cannot do it", where=where, value=value, remedy="Change it"
+                f"is for simulations: it {why}", where=where, value=value, remedy="Change it to serve real clients"
             )
 
 

@@ -138,7 +138,8 @@ class NetworkClients:
                 outgoing = server.close_stage()
             except CorruptShareError as error:
                 self.tally.refuse("CorruptShare", error.offender, str(error))
-                raise RoundAborted(stage, len(last), threshold) from error
+                left = sum(step is stage for step in last.values())
+                raise RoundAborted(stage, left, threshold, f"a share is wrong: {error}") from error
             finally:
                 seconds[stage.name.lower()] = time.perf_counter() - started
                 self.tally.stage(stage.name.lower(), seconds[stage.name.lower()])

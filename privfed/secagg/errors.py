@@ -104,7 +104,7 @@ class CorruptShareError(RemoteError):
 
 
 class RoundAborted(SecAggError):  # noqa: N818 - how a round may well end, not a mistake of anybody's
-    """Fewer clients than the threshold were left: the round is over and nothing about any input was revealed.
+    """Fewer clients than the threshold were left, or ``reason``: the round is over and gave no sum.
 
     Attributes:
         stage: Stage whose messages were too few.
@@ -113,9 +113,7 @@ class RoundAborted(SecAggError):  # noqa: N818 - how a round may well end, not a
         threshold: How many were needed.
     """
 
-    def __init__(self, stage: Stage, survivors: int, threshold: int) -> None:
+    def __init__(self, stage: Stage, survivors: int, threshold: int, reason: str | None = None) -> None:
         self.stage, self.survivors, self.threshold = stage, survivors, threshold
-        super().__init__(
-            f"secure aggregation aborted at stage {stage.name}: {survivors} clients left, threshold {threshold}; "
-            f"sample a larger cohort or lower the threshold"
-        )
+        few = f"{survivors} clients left, threshold {threshold}; sample a larger cohort or lower the threshold"
+        super().__init__(f"secure aggregation aborted at stage {stage.name}: {reason or few}")

@@ -11,12 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from privfed.config import Settings
+from privfed.errors import SettingError
 from privfed.experiment import compose
 from privfed.federated.aggregation import Aggregate, RingAggregation
 from privfed.network.errors import DeclinedError
 from privfed.network.half import ClientHalf
 from privfed.network.join import own_population
-from privfed.network.plan import accepted, offered
+from privfed.network.plan import accepted, check_servable, offered
 from privfed.settings_file import dump_toml, resolve_settings
 
 pytestmark = pytest.mark.slow
@@ -142,3 +143,24 @@ def test_an_update_that_is_not_finite_is_not_sent(tmp_path: Path) -> None:
     half = half_of(settings, 2, data)
     with pytest.raises(DeclinedError, match="local training"), np.errstate(all="ignore"):
         half(1, np.full_like(half.initial, 3e38), CLIENTS)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "why"),
+    [
+        ("privacy", {"mechanism": "adaptive"}, "take on trust"),
+        ("privacy", {"mechanism": "banded"}, "how far apart a client's rounds are"),
+        ("training", {"algorithm": "scaffold"}, "control variate"),
+        ("training", {"weighted": True}, "numbers of examples"),
+        ("secure_aggregation", {"mode": "ring"}, "hides nothing"),
+        ("audit", {"canaries": 3}, "makes clients up"),
+    ],
+)
+def test_what_is_for_simulations_is_refused_with_its_reason(
+    section: str, values: dict[str, Any], why: str
+) -> None:
+    settings = resolve_settings({**BASE, **CASES["discrete Gaussian"]})
+    part = getattr(settings, section).model_copy(update=values)
+    with pytest.raises(SettingError, match=why):
+        check_servable(settings.model_copy(update={section: part}))
+    check_servable(settings)

@@ -20,7 +20,8 @@ from privfed.network.limits import Limits
 from privfed.network.link import Link
 from privfed.network.remote import Deadlines
 from privfed.network.tls import client_credentials
-from privfed.secagg import RoundAborted, Stage
+from privfed.secagg import RoundAborted, Server, Stage
+from privfed.secagg.errors import CorruptShareError
 
 
 def simulated(number: int, dropouts: dict[int, Stage | None] | None = None) -> np.ndarray:
@@ -236,3 +237,27 @@ def test_a_client_that_wants_masks_sends_nothing_in_the_clear(federation: Federa
 
 def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_wrong_share_is_named_as_what_ended_the_round(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for client in range(CLIENTS):
+        federation.join(client, tmp_path)
+    federation.wait_for(CLIENTS)
+    close, stages = Server.close_stage, list[None]()
+
+    def with_a_wrong_share(server: Server) -> Any:
+        stages.append(None)
+        if len(stages) == len(Stage):
+            raise CorruptShareError("revealed a wrong share of client 2's seed", offender=5)
+        return close(server)
+
+    monkeypatch.setattr(Server, "close_stage", with_a_wrong_share)
+    with pytest.raises(RoundAborted, match="at stage UNMASK: a share is wrong: client 5: revealed") as aborted:
+        federation.round(1)
+    assert "clients left" not in str(aborted.value)
+    assert aborted.value.survivors == CLIENTS
+    assert federation.tally.refused == {"CorruptShare": 1}
+    monkeypatch.undo()
+    assert federation.round(2).survivors == tuple(range(CLIENTS))
