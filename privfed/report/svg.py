@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 460.0, 268.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 40.0, 44.0
+LEGEND_ROW = 20.0
 Point = tuple[float, float]
 
 
@@ -186,12 +187,28 @@ def text(place: Point, words: str, classes: str) -> Markup:
 
 
 def legend(entries: Sequence[tuple[str, str]], y: float = 14, left: float = LEFT + 62) -> list[Markup]:
-    """Line samples with their names, in a row; each entry is ``(classes, name)``."""
+    """Line samples with their names, in rows; each entry is ``(classes, name)``."""
     parts = []
-    for classes, name in entries:
-        parts += [line((left, y - 4), (left + 26, y - 4), classes), text((left + 32, y), name, "tick")]
-        left += 46 + 8 * len(name)
+    for (classes, name), (x, row) in zip(entries, _places(entries, left), strict=True):
+        height = y + row * LEGEND_ROW
+        parts += [line((x, height - 4), (x + 26, height - 4), classes), text((x + 32, height), name, "tick")]
     return parts
+
+
+def legend_height(entries: Sequence[tuple[str, str]], left: float) -> float:
+    """Of the rows of a ``legend``."""
+    return LEGEND_ROW * (1 + max((row for _, row in _places(entries, left)), default=-1))
+
+
+def _places(entries: Sequence[tuple[str, str]], left: float) -> list[tuple[float, int]]:
+    """Left end and row of each entry."""
+    places, x, row = [], left, 0
+    for _, name in entries:
+        if x > left and x + 32 + 8 * len(name) > WIDTH:
+            x, row = left, row + 1
+        places.append((x, row))
+        x += 46 + 8 * len(name)
+    return places
 
 
 def _n(value: float) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from report_sample import attack, sample
+from numpy.typing import NDArray
+from PIL import Image
+from report_sample import attack, membership, sample
 
 from privfed.audit import evidence as ev
 from privfed.report import render_html
@@ -22,6 +27,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; .ci/run installs Debian's"),
 ]
+REFERENCE = Path(__file__).parents[2] / "reports" / "reference" / "report.html"
 DESKTOP, PHONE = {"width": 1100, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -32,6 +38,16 @@ def ladder_attacks() -> list[ev.AttackEvidence]:
     clipped = [a.model_copy(update={"defence": "clip to 0.5"}) for a in probe]
     summed = attack(3, observer="server", workload=probe[0].workload, defence="masked sum of 54")
     return [*found, *clipped, summed.model_copy(update={"contributors": 54.0})]
+
+
+def crowded() -> ev.Membership:
+    """As many methods as there are, and a claim: figures with the most series."""
+    plain = membership()
+    names = ("loss", "lira", "lira_offline", "rmia", "rmia_offline")
+    terms = {"unit": "client", "neighbouring": "add or remove one client", "sampling": "Poisson, rate 0.1"}
+    claim = ev.MembershipClaim(observer="release", epsilon=3.0, delta=1e-4, flagged=False, **terms)
+    attacks = tuple(plain.attacks[0].model_copy(update={"method": name}) for name in names)
+    return ev.Membership(**{**dict(plain), "attacks": attacks, "claims": (claim,)})
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +63,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "partial": render_html(sample(accuracy=bare, **missing, **empty)),
         "compare": render_comparison([Compared("one", report), Compared("two", sample(20))]),
     }
+    texts["reference"] = REFERENCE.read_text(encoding="utf-8")
+    texts["crowded"] = render_html(sample(membership=crowded()))
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: (folder / f"{name}.html").as_uri() for name in texts}
@@ -108,7 +126,7 @@ def test_every_figure_is_seen_and_nothing_sticks_out(name: str, size: Any, opene
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
 
 
-@NAMES
+@pytest.mark.parametrize("name", ["report", "partial", "compare", "reference"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_axe_finds_nothing_serious(name: str, scheme: Any, size: Any, opened: Opened) -> None:
@@ -117,6 +135,43 @@ def test_axe_finds_nothing_serious(name: str, scheme: Any, size: Any, opened: Op
     found = axe.Axe().run(page).response["violations"]
     serious = [v for v in found if v["impact"] in ("serious", "critical")]
     assert [(v["id"], [n["html"][:160] for n in v["nodes"][:3]]) for v in serious] == []
+
+
+def ink(page: Any, sample_line: Any) -> NDArray[np.bool_]:
+    """Where a legend's sample is drawn, in a greyscale picture: whatever its colour, full ink counts the same."""
+    box = sample_line.bounding_box()
+    clip = {"x": box["x"] - 1, "y": box["y"] + box["height"] / 2 - 7, "width": 32, "height": 14}
+    grey = np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("L"), float)
+    off = np.abs(grey - np.median(grey[[0, -1]]))
+    return np.asarray(off > off.max() / 2)
+
+
+def alike(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
+    """Whether two samples cannot be told apart without colour: hardly any ink of one is not the other's."""
+    return bool((one ^ other).sum() <= 0.1 * (one | other).sum())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_series_are_told_apart_in_greyscale(scheme: Any, opened: Opened) -> None:
+    page = opened("crowded", color_scheme=scheme)
+    page.set_viewport_size({"width": 1100, "height": 12_000})  # clips are of what is in view
+    most = 0
+    for drawing in page.locator("figure svg[role=img]").all():
+        samples = drawing.locator("line.curve, line.allowed, line.bar-sample").all()
+        inks = [ink(page, one) for one in samples]
+        assert all(one.any() for one in inks)
+        assert not any(alike(*pair) for pair in itertools.combinations(inks, 2)), drawing.inner_text()
+        most = max(most, len(samples))
+    assert most == 6
+
+
+def test_the_greyscale_check_has_teeth(opened: Opened) -> None:
+    """Two solid lines of two colours are one series to who prints without colour."""
+    page = opened("crowded")
+    page.set_viewport_size({"width": 1100, "height": 12_000})
+    legend = page.locator("svg:has(#fig-accuracy-t) line.curve")
+    legend.nth(1).evaluate("line => { line.style.strokeDasharray = 'none'; line.style.strokeWidth = '2.4' }")
+    assert alike(ink(page, legend.nth(0)), ink(page, legend.nth(1)))
 
 
 def test_axe_has_teeth(opened: Opened) -> None:
@@ -157,6 +212,16 @@ def test_marks_say_their_value_and_handles_lay_pictures_over_each_other(opened: 
     assert page.locator("#fig-accuracy-t").count() == 1
     said = page.locator("svg:has(#fig-accuracy-t) .hover title").all_text_contents()
     assert [words.split(":")[0] for words in said[:40]] == [f"as configured, round {n}" for n in range(1, 41)]
+    for figure, words in (
+        ("fig-roc-example", "found at"),
+        ("fig-roc-example-log", "found at"),
+        ("fig-canaries-roc", "found at"),
+        ("fig-canaries-client", "took part"),
+        ("fig-clients", "clients"),
+    ):
+        titles = page.locator(f"svg:has(#{figure}-t) g > title, svg:has(#{figure}-t) circle > title")
+        assert titles.count() >= 3, figure
+        assert all(words in said for said in titles.all_text_contents()), figure
     handle = page.locator(".ladder-pair input[type=range]").first
     upper = page.locator(".ladder-pair.sliding img:not(.under)").first
     assert upper.evaluate("image => image.style.clipPath") in ("inset(0px)", "inset(0px 0px 0px 0%)")

@@ -67,6 +67,7 @@ def test_the_page_draws_what_is_allowed_and_says_whether_it_was_exceeded() -> No
     assert held.count("most at ε = 3.00") == held.count('<path class="allowed"') == 2
     assert "right about 50.0" in held
     assert "an attack shows more" not in held
+    assert "release ε&nbsp;≤&nbsp;3.00, not refuted." in held
     claims = (claim(3.0, flagged=True), claim(9.0, "client"))
     broken = sample(membership=held_to(claims, 3.5))
     page, short = render_html(broken), render_markdown(broken)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from privfed.manifest import seal
+from privfed.measurements import MEASUREMENTS
 from privfed.publication import render_folder
 from privfed.report import read_report
 from privfed.report.storage import REPORT_JSON, page_texts
@@ -28,6 +31,7 @@ def test_it_verifies_with_all_that_it_was_made_from() -> None:
     assert result.epsilon == pytest.approx(3, abs=0.01)
     names = {path.name for path in REFERENCE.iterdir()}
     inputs = {"config.toml", "ledger.jsonl", "metrics.jsonl", "metrics-baseline.jsonl", "transcript.npz"}
+    inputs |= {MEASUREMENTS}
     assert inputs <= names
 
 
@@ -42,9 +46,30 @@ def test_it_shows_every_part() -> None:
     assert len(page_texts(evidence)["report.html"].encode()) < 2_000_000
 
 
+def of_version_2() -> Any:
+    """As version 2 wrote it: membership was not held to any claim."""
+    tree = json.loads((REFERENCE / REPORT_JSON).read_text(encoding="utf-8"))
+    tree["membership"].pop("claims")
+    for attack in tree["membership"]["attacks"]:
+        attack.pop("floor")
+    return {**tree, "schema_version": 2}
+
+
+def test_a_report_of_schema_version_2_still_opens_and_verifies_as_far_as_it_can(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(REFERENCE, tmp_path / "run"))
+    (folder / REPORT_JSON).write_text(json.dumps(of_version_2()), encoding="utf-8")
+    (folder / MEASUREMENTS).unlink()
+    page = render_folder(folder).read_text(encoding="utf-8")
+    assert "ε at least" not in page
+    seal(folder)
+    result = verify_run(folder)
+    assert result.holds, result.as_text()
+    assert "is of schema version 2: its scores cannot be computed again" in result.as_text()
+
+
 def test_a_report_of_schema_version_1_still_opens(tmp_path: Path) -> None:
     """As version 1 wrote it: without the parts that came later."""
-    tree = json.loads((REFERENCE / REPORT_JSON).read_text(encoding="utf-8"))
+    tree = of_version_2()
     for part in ("accounting", "clients", "sweep", "statements", "checks", "trust"):
         tree.pop(part)
     for key in ("bound", "smallest_sum"):

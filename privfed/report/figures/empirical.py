@@ -92,7 +92,7 @@ def _roc_figure(
             [_hover((x, y), (max(f, low), max(t, low)), (f, t), words(attack.method)) for f, t in known]
         )
     parts += svg.legend(entries, y=y.start + 58, left=2)
-    height = svg.HEIGHT + 24
+    height = svg.HEIGHT + 4 + svg.legend_height(entries, 2)
     return Figure(title, svg.drawing(name, title, caption, parts, height), caption)
 
 
@@ -154,9 +154,11 @@ def canary_roc_figure(canaries: Sequence[CanaryObserver]) -> Figure:
         name, some = shortened(seen.observer, 24), evenly(seen.roc, HOVER_POINTS)
         parts += svg.hover([_hover((x, y), point, point, name) for point in some])
     names = [shortened(seen.observer, 24) for seen in known]
-    parts += svg.legend(list(zip(CURVES, names, strict=False)), y=y.start + 58, left=2)
+    entries = list(zip(CURVES, names, strict=False))
+    parts += svg.legend(entries, y=y.start + 58, left=2)
+    height = svg.HEIGHT + 4 + svg.legend_height(entries, 2)
     caption = (
         "On the dashed diagonal an observer's scores say nothing about who took part; in the upper left corner "
         "they say everything. What is promised bounds how far a curve may leave the diagonal."
     )
-    return Figure(title, svg.drawing("fig-canaries-roc", title, caption, parts, svg.HEIGHT + 24), caption)
+    return Figure(title, svg.drawing("fig-canaries-roc", title, caption, parts, height), caption)
