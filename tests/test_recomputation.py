@@ -148,6 +148,11 @@ def test_measurements_that_are_gone_or_damaged_or_of_another_run_are_found(folde
     (folder / MEASUREMENTS).write_bytes(whole[: len(whole) // 2])
     seal(folder)
     assert any("cannot be read" in words for words in failed(folder))
+    for place in range(7, len(whole), len(whole) // 7):  # headers, names, and what is compressed
+        flipped = bytearray(whole)
+        flipped[place] ^= 255
+        (folder / MEASUREMENTS).write_bytes(flipped)
+        assert failed(folder)
     with np.load(REFERENCE / MEASUREMENTS) as file:
         arrays = {name: file[name] for name in file.files}
     arrays["membership/0/scores"] = arrays["membership/0/scores"][::-1]
@@ -156,6 +161,11 @@ def test_measurements_that_are_gone_or_damaged_or_of_another_run_are_found(folde
     seal(folder)
     (words,) = failed(folder)
     assert words.startswith("report.json: ROC, intervals and empirical ε are those of the scores kept")
+    arrays["canaries/included"] = arrays["canaries/included"][:-1]
+    with (folder / MEASUREMENTS).open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    seal(folder)
+    assert any("fits no report: " in words for words in failed(folder))
     (folder / MEASUREMENTS).unlink()
     seal(folder)
     assert failed(folder) == [f"{MEASUREMENTS} is missing: the scores in report.json rest on nothing"]
