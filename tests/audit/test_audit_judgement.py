@@ -46,6 +46,7 @@ def results(material: Material, canaries: Any = None, sweep: Any = None) -> dict
 
 COHORTS = "Cohorts vary as the sampling scheme says"
 CLIPPED = "No update in the recorded sums is longer than the clip norm"
+MASKED = "Nobody sees single updates"
 FINITE = "Updates that are not finite never reach the model"
 SEARCH = "Choosing the settings cost no privacy, or its cost is stated"
 
@@ -78,6 +79,33 @@ def test_an_update_longer_than_the_clip_is_found(material: Material) -> None:
     longer = replace(first, updates={c: 1.01 * v for c, v in first.updates.items()})
     changed = replace(transcript, records=[longer, *transcript.records[1:]])
     assert results(replace(material, result=replace(material.result, transcript=changed)))[CLIPPED] == "failed"
+
+
+def test_uploads_that_are_not_masked_are_found(material: Material) -> None:
+    transcript = material.result.transcript
+    bare = [replace(record, uploads=dict(record.updates)) for record in transcript.records]
+    assert results(material)[MASKED] == "passed"
+    changed = replace(transcript, records=bare)
+    assert results(replace(material, result=replace(material.result, transcript=changed)))[MASKED] == "failed"
+
+
+def test_what_only_a_setting_says_is_not_checked(material: Material) -> None:
+    found = results(material)
+    assert found["The sum is divided by a number that does not depend on who came"] == "not checked"
+    assert found["Clients that vanish do not thin the noise below the claim"] == "not checked"
+    stopped = replace(material.result, reports=material.result.reports[:-1])
+    stopping = "Stopping early looks at nobody's training data"
+    assert found[stopping] == "passed"
+    assert results(replace(material, result=stopped))[stopping] == "not checked"
+
+
+def test_a_secure_source_and_its_grid_are_seen(material: Material) -> None:
+    settings = material.experiment.settings
+    privacy = settings.privacy.model_copy(update={"randomness": "secure"})
+    experiment = replace(material.experiment, settings=settings.model_copy(update={"privacy": privacy}))
+    found = results(replace(material, experiment=experiment))
+    assert found["The noise cannot be drawn again by who knows a seed"] == "passed"
+    assert found["The noise has no floating-point holes"] == "passed"
 
 
 def test_a_model_that_is_not_finite_is_found(material: Material) -> None:
