@@ -44,6 +44,7 @@ def test_quick_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # README's alone is a dozen trainings, and other work may share the cores
 @pytest.mark.parametrize("page", LONG)
 def test_all_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(tmp_path, monkeypatch)
