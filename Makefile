@@ -1,6 +1,6 @@
 # Every target sets up what it needs. The only requirements are Python 3.10 or 3.11, git and make.
-.PHONY: demo demo-network reference validate-deploy verify-demo test test-slow fuzz coverage package benchmarks api \
-  check docs format lock setup clean
+.PHONY: audit-lock demo demo-network reference validate-deploy verify-demo test test-slow fuzz coverage package \
+  benchmarks api check docs format lock setup clean
 
 # A uv on the PATH is used; otherwise one is put into .tools, next to nothing of the system's.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/uv)
@@ -64,6 +64,9 @@ check: setup           ## format, lint, types
 format: setup          ## put the code into shape
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
+
+audit-lock: setup      ## look the locked packages up among known vulnerabilities, where the database can be reached
+	$(RUN) python scripts/audit_lock.py
 
 lock: $(UV)            ## resolve again, and write requirements.txt for people without uv
 	$(UV) lock

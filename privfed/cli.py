@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -18,6 +19,9 @@ from privfed.errors import PrivFedError, SettingError
 
 if TYPE_CHECKING:
     from privfed.console import Console
+
+_ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""What a full, failing or read-only disk says."""
 
 app = typer.Typer(
     name="privfed",
@@ -394,12 +398,26 @@ def main() -> None:
             os._exit(130)  # at once: the interpreter would wait for threads that still train clients
         raise
     except Exception as error:
-        if not _is_ours(error):
+        words = _in_words(error)
+        if words is None:
             raise
         from privfed.console import Console
 
-        Console().fault(str(error))
+        Console().fault(words)
         sys.exit(getattr(error, "exit_code", 2))
+
+
+def _in_words(error: Exception) -> str | None:
+    """What a person can mend; ``None`` for a fault of the program."""
+    if isinstance(error, MemoryError):
+        return "the memory is used up. Make the model or the cohort smaller; the same command goes on from there"
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+        file = error.filename or "a file of the run"
+        return (
+            f"{file}: cannot be written or read: {os.strerror(error.errno)}. "
+            "Mend that; the same command goes on from there"
+        )
+    return str(error) if _is_ours(error) else None
 
 
 def _is_ours(error: Exception) -> bool:

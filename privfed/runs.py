@@ -23,8 +23,9 @@ from privfed.federated.client_evaluation import evaluate_clients
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, digest
 from privfed.files import write_text
 from privfed.manifest import seal
+from privfed.memory import check_memory
 from privfed.privacy.accounting import Guarantee, marks, shared, statements
-from privfed.privacy.ledger_report import verify_ledger
+from privfed.privacy.ledger_report import ended_rounds, verify_ledger
 from privfed.rundir import TRANSCRIPT, MetricsFile, RunFolder
 from privfed.tensorboard import EventFile
 from privfed.transcript import Observer
@@ -127,9 +128,12 @@ def train_protected(
     ``observe`` after each round.
 
     Raises:
+        SettingError: There is no memory for it.
         Stopped: A signal asked for it; the same command goes on from there.
         OutputError: The folder holds a training with real clients that is not finished: nobody else goes on.
     """
+    if not served:  # real clients hold their updates themselves
+        check_memory(experiment)
     if folder is None:
         _introduce(experiment, console)
         return _train(experiment, None, None, TRAINING, console)
@@ -234,6 +238,12 @@ def _train(
         def within(done: int, rounds: int) -> int:
             if folder is None or spending is None:
                 return rounds
+            if missing := set(range(1, done + 1)) - ended_rounds(folder.ledger):
+                raise OutputError(
+                    f"lacks round {min(missing)}, which the checkpoint holds: what was spent is unknown",
+                    where=str(folder.ledger),
+                    remedy="Restore the ledger from a copy, or name another folder",
+                )
             allowed = experiment.rounds_after_replays(folder.ledger, done, rounds)
             if allowed < rounds:
                 console.say(
@@ -268,7 +278,7 @@ def _stop_requests(console: Console, stopping: Callable[[], None]) -> Iterator[l
             raise KeyboardInterrupt
         requests.append(number)
         stopping()
-        with suppress(RuntimeError):  # the signal came while a line was being written
+        with suppress(Exception):  # it came while a line was being written, or amid an import of what writes it
             console.say("stopping after this round; interrupt again to stop at once")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals

@@ -54,10 +54,20 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
 
 def resolve_settings(tree: dict[str, Any]) -> Settings:
     """Check a tree of settings and fill in the defaults."""
+    _refuse_huge(tree)
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
         raise _explain(error) from None
+
+
+def _refuse_huge(tree: Any, where: str = "") -> None:
+    """TOML promises integers of 64 bits and no more; Python reads longer ones, which NumPy cannot count with."""
+    if isinstance(tree, dict | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            _refuse_huge(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(tree, int) and abs(tree) >= 2**63:
+        raise SettingError("must fit into 64 bits", where=where, value=f"{str(tree)[:20]}…")
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

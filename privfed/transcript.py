@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -272,7 +273,7 @@ class Transcript:
         meta = {"version": VERSION, "plan": asdict(self.plan), "rounds": self.rounds, "records": index}
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
         with replacing(path) as file:
-            np.savez_compressed(file, **arrays)
+            _save_compressed(file, arrays)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     @classmethod
@@ -342,3 +343,13 @@ def _masked(record: RoundRecord, plan: Plan, colluders: int, fewest: bool) -> li
         if client not in survivors[:colluders]
     ]
     return seen
+
+
+def _save_compressed(file: IO[bytes], arrays: Mapping[str, Any]) -> None:
+    """As ``np.savez_compressed``, which leaves an archive open when the disk is full."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(  # type: ignore[no-untyped-call]  # NumPy has no type for it
+                    member, np.asanyarray(array), allow_pickle=False
+                )

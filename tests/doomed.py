@@ -2,11 +2,13 @@
 
 Kills at random times seldom hit the few microseconds in which a file is written. Here every such call in the run's
 folder has a number, and the process kills itself just before the call, with half of it done, or just after it.
-Beside that, a fault can be put into the program, to show that the tests of killing would find it.
+From that call on the disk can also be full, or read-only. Beside that, a fault can be put into the program, to
+show that the tests of killing would find it, and training can be done without TensorFlow, which takes longest.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,12 +21,15 @@ from typing import Any
 ROUNDS, RATE, NOISE, DELTA = 12, 0.15, 1.2, 1e-4
 """Of the runs that are killed."""
 MOMENTS = ("before", "amid", "after")
+DISKS = {"full": errno.ENOSPC, "read-only": errno.EROFS}
+"""Moments after which nobody dies, but nothing can be written any more."""
+_TAKE_NO_SPACE = ("replace", "unlink", "ftruncate")
 CALLS = ("write", "fsync", "replace", "unlink", "ftruncate")
 
 
 @dataclass(frozen=True)
 class Death:
-    """At which call, from 0, and when."""
+    """At which call, from 0, and when: one of ``MOMENTS`` or ``DISKS``."""
 
     call: int
     moment: str
@@ -47,10 +52,18 @@ class Fate:
             path = _path(name, arguments)
             if not path.startswith(self._folder):
                 return call(*arguments, **options)
-            fatal = self._death is not None and self._death.call == len(self.calls)
+            death, number = self._death, len(self.calls)
+            if death is not None and death.moment in DISKS and number >= death.call:
+                self.calls.append(f"{name} refused")
+                if death.moment == "read-only" or name not in _TAKE_NO_SPACE:
+                    if death.moment == "full" and number == death.call:
+                        half(call, *arguments)
+                    raise OSError(DISKS[death.moment], os.strerror(DISKS[death.moment]), path)
+                return call(*arguments, **options)
+            fatal = death is not None and death.call == number
             self.calls.append(f"{name} {os.path.relpath(path, self._folder)}")
-            if fatal and self._death is not None and self._death.moment != "after":
-                if self._death.moment == "amid":
+            if fatal and death is not None and death.moment != "after":
+                if death.moment == "amid":
                     half(call, *arguments)
                 die()
             try:
@@ -139,12 +152,24 @@ def forget_the_momentum() -> None:
     Checkpoints._load = without  # type: ignore[method-assign]
 
 
+def clock_jumps() -> None:
+    """Whoever asks for the time gets one of the next or the last ten years."""
+    import random
+    import time
+
+    rng, now = random.Random(1), time.time
+    time.time = lambda: now() + rng.uniform(-1, 1) * 10 * 365 * 86400
+
+
 FAULTS: dict[str, Callable[[], None]] = {
-    function.__name__: function for function in (commit_too_late, reserve_nothing, forget_the_momentum)
+    function.__name__: function
+    for function in (commit_too_late, reserve_nothing, forget_the_momentum, clock_jumps)
 }
 
 
-def run(arguments: list[str], folder: str, log: str, death: Death | None, fault: str | None) -> None:
+def run(
+    arguments: list[str], folder: str, log: str, death: Death | None, fault: str | None, plain: bool = False
+) -> None:
     """Run ``privfed ARGUMENTS``; never returns. The list of calls goes to ``log`` with ``.calls`` behind it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -155,6 +180,10 @@ def run(arguments: list[str], folder: str, log: str, death: Death | None, fault:
         assert "warm" in sys.modules, "not forked from a process that has imported everything"
         from privfed import cli
 
+        if plain:
+            import plain_work
+
+            plain_work.install()
         fate = Fate(Path(folder), death)
         if fault:
             FAULTS[fault]()

@@ -90,6 +90,16 @@ def spent_releases(path: Path) -> tuple[Header | None, list[list[ObservedRelease
     return (header_of(entries[0], path) if entries else None), _spent(entries, path)
 
 
+def ended_rounds(path: Path) -> set[int]:
+    """Rounds that were committed or aborted, in any attempt.
+
+    Raises:
+        LedgerError: The file is missing, or a line is not what was written.
+    """
+    entries, _, _ = read_entries(path)
+    return {entry["round"] for entry in entries if entry["kind"] in ("commit", "abort")}
+
+
 def _spent(entries: Iterable[Mapping[str, Any]], path: Path) -> list[list[ObservedRelease]]:
     """What counts: each release key once with its noise, and once without for every further value under it."""
     reserved: dict[str, list[Any]] = {}

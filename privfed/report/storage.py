@@ -44,7 +44,9 @@ def read_report(path: Path) -> Evidence:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        tree = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_doublets)
+        tree = json.loads(
+            text, parse_int=_refuse_huge, parse_constant=_refuse_constant, object_pairs_hook=_without_doublets
+        )
     except FileNotFoundError:
         raise PrivFedError("no such report", where=str(path), remedy="Name a folder that a run wrote") from None
     except OSError as error:
@@ -90,6 +92,13 @@ def _explain(error: ValidationError, path: Path) -> PrivFedError:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _refuse_huge(digits: str) -> int:
+    """No count is so large, and what draws figures computes with floats."""
+    if len(digits) > 20:
+        raise ValueError(f"{digits[:20]}… is no count of anything")
+    return int(digits)
 
 
 def _without_doublets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
