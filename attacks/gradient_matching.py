@@ -7,6 +7,8 @@ the same weight. Where the equations determine the pixels and are few, Gauss-New
 others. Of a small batch every other start begins with each image for itself, by its features
 (``attacks.batch_features``). Where the observer knows of noise, the loss is that of a maximum a posteriori
 estimate: all coordinates alike, and total variation as the prior (Geiping et al. 2020, arXiv:2003.14053, eq. 4).
+Where a batch is normalised by its own statistics, neither search gets anywhere: what is left of the budget goes to
+theirs, 1 − cosine and total variation by signed descent (``attacks.signed_descent``).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from attacks.gradient import GradientEstimate, estimate_gradient, noise_variance
 from attacks.label_counts import ends_dense, infer_label_counts
 from attacks.labels import infer_labels
 from attacks.matching_loss import layer_weights, matching_loss
+from attacks.signed_descent import descend
 from privfed.models.functional import Model
 from privfed.transcript import Observation, Observer, View
 
@@ -41,6 +44,8 @@ JACOBIAN = 25
 """A Jacobian counts as so many iterations."""
 NOISY = 1e-3
 """Share of noise in the vector's squared length from which the prior is needed."""
+SMOOTHNESS = 1e-4
+"""Weight of the total variation in signed descent, as in Geiping et al. (2020)."""
 STEEPNESS = 0.05
 """Of the prior: the mean difference of neighbouring pixels."""
 
@@ -171,7 +176,11 @@ class _Search:
             reached, used = self._approach(first, scale_known, approach)
         else:
             reached, used = self._one_by_one(first, features), approach
-        if self.solved or reached is None or not jacobians:
+        if self.solved or reached is None:
+            return used
+        if not (jacobians or self._noisy or free or gauss_newton.separable(self._model)):
+            return used + self._signed(first, iterations - used)
+        if not jacobians:
             return used
         matching = gauss_newton.Matching(
             self._model, self._weights, self._estimate.vector, self._known, scale_known
@@ -183,6 +192,24 @@ class _Search:
         self._consider(angle, found.images)
         self.solved = self.solved or found.loss <= enough or angle < self._tolerance
         return used + JACOBIAN * found.jacobians
+
+    def _signed(self, first: Vector, steps: int) -> int:
+        """By signed descent, with all coordinates alike; returns the steps taken."""
+        import tensorflow as tf
+
+        _, weights, target, importance, labels = self._arguments
+        prior, unknown = tf.constant(SMOOTHNESS, tf.float64), tf.constant(0.0, tf.float64)
+        alike = tf.ones_like(importance)
+
+        def objective(point: Vector) -> tuple[float, Vector]:
+            loss, _, slope = self._loss(tf.constant(point), unknown, prior, weights, target, alike, labels)
+            return float(loss), slope.numpy()
+
+        reached, taken = descend(objective, first, steps)
+        self._evaluations += taken
+        _, angle, _ = self._at(reached, False)
+        self._consider(angle, reached)
+        return taken
 
     def _features(self, rng: np.random.Generator) -> BatchFeatures | None:
         if self._labels is None:

@@ -123,7 +123,7 @@ ROWS = {
     "gradient-matching-relu": matching(1, 0.0, options={"activation": "relu"}, targets=25),
     "gradient-matching-cnn": matching(1, 0.0, model="cnn", settings={"batch": 1, "iterations": 300}, targets=10),
     "gradient-matching-resnet": matching(
-        1, 0.0, model="resnet", settings={"batch": 1, "iterations": 300}, targets=10
+        1, 0.0, model="resnet", settings={"batch": 1, "iterations": 1500, "starts": 1}, targets=10
     ),
     "gradient-matching-trained": matching(1, 0.0, trained=300, targets=50),
     "local-training": matching(
