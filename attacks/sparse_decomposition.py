@@ -24,10 +24,16 @@ from privfed.transcript import Observation, Observer, View
 
 CERTAIN = 0.01
 """A share of contradictions this small, and all pixels bytes, are no accident: one with wrong parts has many."""
+EXPLAINED = 1e-4
+"""Share of the gradient left over, beyond what noise leaves, up to which a decomposition is accepted at once."""
 PATIENCE = 60
-"""Rounds in which a decomposition with some contradictions, or without bytes, may be bettered."""
+"""Rounds in which any other decomposition may be bettered."""
 FAR = 1e3
 """Updates this many times as large as the weights are not added to them."""
+NOTHING = 10
+"""Rounds after which a search that has not found one example's zeros is given up: there are too many examples."""
+NOISY = 10.0
+"""So many times what noise leaves over of the gradient may be left over of the parts."""
 PLAUSIBLE = 0.1
 """A share of contradictions that is still taken for an answer when the search has run its rounds."""
 
@@ -91,20 +97,29 @@ class SparseDecomposition:
                 "first layer that have a gradient"
             )
         best: Split | None = None
-        left = self.rounds
+        left, lowest = self.rounds, (float("inf"), float("inf"))
         while left > 0:
             left -= 1
             split = search.advance(rng)
-            if split is not None and (best is None or split.contradictions < best.contradictions):
-                left = min(left, PATIENCE) if best is None else left
-                best = split
-                if split.contradictions == 0 or (split.contradictions < CERTAIN and on_grid(split.inputs).all()):
-                    break
             if factors.rank == 1:
+                best = split
                 break
+            if not search.found and self.rounds - left >= NOTHING:
+                break
+            if split is None:
+                continue
+            # Images of bytes by accident are rarer than units that happen not to contradict a wrong one.
+            rank = (float(np.count_nonzero(~on_grid(split.inputs))), split.contradictions)
+            if rank < lowest:
+                left = min(left, PATIENCE) if best is None else left
+                best, lowest = split, rank
+                if split.contradictions < CERTAIN and (
+                    rank[0] == 0 or _explains(observation, model, factors, split)
+                ):
+                    break
         if best is None:
             raise NotInvertible(
-                f"{search.found} of {factors.rank} examples' zeros were found in {self.rounds} rounds"
+                f"{search.found} of {factors.rank} examples' zeros were found in {self.rounds - left} rounds"
             )
         if factors.rank > 1 and best.contradictions > PLAUSIBLE:
             raise NotInvertible(
@@ -130,6 +145,30 @@ def _relative_noise(observation: Observation, layer: Matrix) -> float:
     return float(observation.noise_stddev / np.abs(observation.vector).max())
 
 
+def _explains(observation: Observation, model: Model, factors: Factors, split: Split) -> bool:
+    """Whether each part is the gradient of its example, as it is after one step for the right split alone."""
+    bent, _, _ = _bent(observation, model, split)
+    return bent < EXPLAINED + NOISY * factors.residual
+
+
+def _bent(observation: Observation, model: Model, split: Split) -> tuple[float, NDArray[np.int64] | None, int]:
+    """How far the parts are from parallel to their examples' own gradients, their labels, and evaluations.
+
+    Infinite and ``None`` for a model whose gradients cannot be taken class by class.
+    """
+    images = snap(split.inputs).reshape(-1, *model.input_shape)
+    every = input_gradients(model, observation.weights, images)
+    if every is None:
+        return float("inf"), None, 0
+    kernel, _ = _layer(model, np.asarray(observation.weights, np.float64))
+    ours = split.gradients @ kernel.T
+    lengths = np.linalg.norm(every, axis=2)
+    along = np.einsum("cki,ki->ck", every, ours) / np.maximum(lengths, 1e-300)
+    rest = np.sum(ours**2, axis=1) - np.maximum(along.max(axis=0), 0) ** 2
+    bent = float(np.sqrt(max(0.0, rest.sum()) / max(float(np.sum(ours**2)), 1e-300)))
+    return bent, along.argmax(axis=0), len(every)
+
+
 def _checked(observation: Observation, model: Model, factors: Factors, split: Split) -> Guess:
     """Labels, and the residual: each example's own gradient is taken again and set beside its part.
 
@@ -137,19 +176,12 @@ def _checked(observation: Observation, model: Model, factors: Factors, split: Sp
     decomposition; the smaller of the two counts.
     """
     flat = snap(split.inputs)
-    images = flat.reshape(-1, *model.input_shape)
-    every = input_gradients(model, observation.weights, images)
-    labels, residual, evaluations = None, 2 * split.contradictions, 0
-    if every is not None:
-        kernel, _ = _layer(model, np.asarray(observation.weights, np.float64))
-        ours = split.gradients @ kernel.T
-        lengths = np.linalg.norm(every, axis=2)
-        along = np.einsum("cki,ki->ck", every, ours) / np.maximum(lengths, 1e-300)
-        labels = along.argmax(axis=0)
-        rest = np.sum(ours**2, axis=1) - np.maximum(along.max(axis=0), 0) ** 2
-        bent = float(np.sqrt(max(0.0, rest.sum()) / max(float(np.sum(ours**2)), 1e-300)))
-        residual, evaluations = min(bent, residual) if factors.rank > 1 else bent, len(every)
+    bent, labels, evaluations = _bent(observation, model, split)
+    doubt = 2 * split.contradictions
+    residual = bent if factors.rank == 1 and labels is not None else min(bent, doubt)
     moved = float(np.sqrt(np.mean((flat - split.inputs) ** 2)))
     order = np.argsort(-np.linalg.norm(split.gradients, axis=1), kind="stable")
     picked = None if labels is None else labels[order].astype(np.int64)
-    return Guess(images[order], picked, max(residual, factors.residual, moved), evaluations)
+    return Guess(
+        flat[order].reshape(-1, *model.input_shape), picked, max(residual, factors.residual, moved), evaluations
+    )

@@ -34,6 +34,10 @@ ALIKE = 1e-4
 """Ratios this close together, in units of their spread, are equal."""
 SHARES = ((0.1, 0.3), (0.2, 0.3), (0.1, 0.1), (0.2, 0.1), (0.35, 0.1))
 """Of all live units, how many of the lowest are fitted."""
+BESIDE = (0.1, 0.2, 0.3, 0.5, 0.7)
+"""Likewise where directions found already are kept out."""
+RIDGE = 1e-12
+"""Of such a fit, relative to the trace of its equations, which an exact fit leaves singular."""
 FITS = 12
 """Reweightings of the robust fit; the second half with the weights of an ℓ0 fit."""
 SAME = 1e-4
@@ -163,11 +167,54 @@ class Search:
         for i, share in enumerate(SHARES):
             self._collect(self._fit(height[i :: len(SHARES)], *share))
         chosen = self._select()
+        doubtful: list[NDArray[np.float64]] = []
+        if 0 < len(chosen) < rank:
+            doubtful = self._collect_beside(chosen, rng)
+            chosen = self._select()
         if len(chosen) == rank - 1:
-            self._collect(self._last(chosen)[None])
+            doubtful += self._collect(self._last(chosen)[None])
             chosen = self._select()
         self.found = len(chosen)
-        return self._best_split(chosen) if len(chosen) == rank else None
+        if len(chosen) == rank:
+            return self._best_split(chosen)
+        if len(chosen) < rank - 1:
+            return None
+        # With all others known, one that hangs on a single zero can be judged by the split that it makes.
+        splits = [self._split(np.vstack([chosen, q]).T) for q in doubtful if self._completes(chosen, q)]
+        return min((s for s in splits if s is not None), key=lambda s: s.contradictions, default=None)
+
+    @staticmethod
+    def _completes(chosen: Matrix, direction: NDArray[np.float64]) -> bool:
+        return bool(np.linalg.svd(np.vstack([chosen, direction]), compute_uv=False)[-1] > INDEPENDENT)
+
+    def _collect_beside(self, chosen: Matrix, rng: np.random.Generator) -> list[NDArray[np.float64]]:
+        """Look for directions that none of ``chosen`` can pass for, by guesses at the inputs still missing.
+
+        Where the examples found are off at most units, a robust fit ends at them whatever the guess. An input
+        still missing is orthogonal to them, and its own direction is not orthogonal to it.
+
+        Returns:
+            As ``_collect``.
+        """
+        doubtful: list[NDArray[np.float64]] = []
+        missing = self._factors.rank - len(chosen)
+        basis, _ = np.linalg.qr((chosen / self._factors.values).T)
+        guesses = self._guesses(chosen, 8 * missing * len(BESIDE), rng)
+        guesses = guesses - guesses @ basis @ basis.T
+        if missing == 1:
+            # The input itself but for its sign, which the constant behind the pixels gives.
+            guesses *= np.sign(guesses @ self._factors.left[-1])[:, None]
+        height = np.maximum(*(guesses @ reach.T for reach in self._reaches))
+        # The first is tried with all units.
+        left_out = rng.random(height.shape) > rng.choice([1.0, 0.8], (len(guesses), 1))
+        left_out[: len(BESIDE)] = False
+        height = np.where(left_out, np.inf, height)
+        toward = guesses / self._factors.values
+        toward /= np.maximum(np.linalg.norm(toward, axis=1, keepdims=True), 1e-300)
+        for i, share in enumerate(BESIDE):
+            picked = slice(i, None, len(BESIDE))
+            doubtful += self._collect(self._fit(height[picked], share, 0.1, toward[picked]))
+        return doubtful
 
     def _apart(self, chosen: Matrix, count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Units to choose from, ``[count, units]``: some left out at random, so that no two fits are alike.
@@ -223,8 +270,11 @@ class Search:
             guesses[1::3] -= guesses[1::3] @ basis @ basis.T
         return np.asarray(guesses)
 
-    def _fit(self, height: Matrix, share: float, first: float) -> Matrix:
-        """For each row of heights ``[count, units]`` the direction most of its lowest units are orthogonal to."""
+    def _fit(self, height: Matrix, share: float, first: float, toward: Matrix | None = None) -> Matrix:
+        """For each row of heights ``[count, units]`` the direction most of its lowest units are orthogonal to.
+
+        With ``toward`` ``[count, b]`` it is one of those that have the same component along it.
+        """
         total, rank = len(self._rows), self._factors.rank
         taken = min(max(int(share * total), 2 * rank), total - 1)
         lowest = np.argpartition(height, taken, axis=1)[:, :taken]
@@ -235,15 +285,25 @@ class Search:
         directions = np.zeros((len(height), rank))
         for step in range(FITS):
             gram = np.matmul((rows * weights[..., None]).transpose(0, 2, 1), rows)
-            directions = np.linalg.eigh(gram)[1][:, :, 0]
+            if toward is None:
+                directions = np.linalg.eigh(gram)[1][:, :, 0]
+            else:
+                gram += RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(rank)
+                directions = np.linalg.solve(gram, toward[:, :, None])[:, :, 0]
+                directions /= np.linalg.norm(directions, axis=1, keepdims=True)
             distance = np.einsum("snb,sb->sn", rows, directions)
             width = first * (1e-3 / first) ** (step / (FITS - 1))
             power = -0.5 if step < FITS // 2 else -1.0
             weights = part * (distance**2 + width**2) ** power
         return directions
 
-    def _collect(self, directions: Matrix) -> None:
-        """Sharpen what is new among ``directions``, and keep what has more zeros than its own rank explains."""
+    def _collect(self, directions: Matrix) -> list[NDArray[np.float64]]:
+        """Sharpen what is new among ``directions``, and keep what has more zeros than its own rank explains.
+
+        Returns:
+            Directions that hang on a single zero, which are not kept.
+        """
+        doubtful: list[NDArray[np.float64]] = []
         least = self._factors.rank + 2
         near = np.abs(directions @ self._unit_rows.T) < np.maximum(1e-3, 10 * self._unit_noise)
         for i in np.argsort(-near.sum(axis=1), kind="stable"):
@@ -259,8 +319,12 @@ class Search:
             # A combination of two examples is zero where both are, and at one more unit by chance: without
             # that unit, whose leverage is then one, more than one direction would be open.
             leverage = float(np.sum(left[:, :-1] ** 2, axis=1).max())
-            if leverage < LEVERAGE and values[-2] > 1e-6 * values[0] and not self._known(right[-1]):
-                self._pool = np.vstack([self._pool, right[-1]])
+            if values[-2] > 1e-6 * values[0] and not self._known(right[-1]):
+                if leverage < LEVERAGE:
+                    self._pool = np.vstack([self._pool, right[-1]])
+                else:
+                    doubtful.append(right[-1])
+        return doubtful
 
     def _sharpened(
         self, direction: NDArray[np.float64], widths: tuple[float, ...] = (1e-4, 1e-5, 1e-6, 1e-7)

@@ -325,7 +325,7 @@ def main() -> None:
         "--limit",
         type=float,
         default=attacks_peers.LIMIT_SECONDS,
-        help="Seconds that each attack gets, side by side, over all targets.",
+        help="Seconds that all attacks get together, side by side.",
     )
     parser.add_argument("--data", type=Path, default=DATA, help="Folder with the idx files of Fashion-MNIST.")
     parser.add_argument("--json", action="store_true", help="Print figures as JSON alone.")

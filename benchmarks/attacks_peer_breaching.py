@@ -14,6 +14,8 @@
 
 Pixels are its model's inputs as they are (mean 0, deviation 1), so that its box is [0, 1]. The truth is used by
 the clock alone, to tell when the search first came below the threshold; the attack runs on as if nobody looked.
+Each target may take its share of the time that is left; then the search is interrupted, as by its user's Ctrl-C,
+gives the best that it has by its own objective, and the outcome says so.
 """
 
 from __future__ import annotations
@@ -75,12 +77,16 @@ def in_torch_layout(vector: np.ndarray) -> list[np.ndarray]:
 
 
 class Watch:
-    """Counts an attacker's evaluations and notes the CPU time at which one image first is near enough."""
+    """Counts an attacker's evaluations, notes the CPU time at which one image first is near enough, and ends it.
 
-    def __init__(self, attacker: Any, truth: np.ndarray) -> None:
+    ``until`` is the time by ``perf_counter`` from which the search is cut short.
+    """
+
+    def __init__(self, attacker: Any, truth: np.ndarray, until: float) -> None:
         self._attacker, self._build = attacker, attacker._compute_objective
         self._truth = torch.from_numpy(truth)
         self.evaluations, self.cpu_to_threshold = 0, None
+        self._until, self.cut = until, False
         attacker._compute_objective = self._watched
         self._started = time.process_time()
 
@@ -92,14 +98,19 @@ class Watch:
                 self.cpu_to_threshold = time.process_time() - self._started
 
         def counted() -> Any:
+            if time.perf_counter() > self._until and not self.cut:
+                self.cut = True
+                raise KeyboardInterrupt
             self.evaluations += 1
             return closure()
 
         return counted
 
 
-def attack(name: str, weights: np.ndarray, gradient: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """One target; ``truth`` ``[batch, 1, 28, 28]`` is for the clock."""
+def attack(
+    name: str, weights: np.ndarray, gradient: np.ndarray, truth: np.ndarray, seconds: float
+) -> dict[str, Any]:
+    """One target, for so many seconds; ``truth`` ``[batch, 1, 28, 28]`` is for the clock."""
     file, changes = CONFIGURATIONS[name]
     settings = breaching.get_attack_config(file, overrides=changes)
     attacker = breaching.attacks.prepare_attack(lenet(weights), torch.nn.CrossEntropyLoss(), settings)
@@ -111,13 +122,15 @@ def attack(name: str, weights: np.ndarray, gradient: np.ndarray, truth: np.ndarr
         "buffers": None,
         "metadata": {"num_data_points": len(truth), "labels": None, "local_hyperparams": None},
     }
-    watch, started, cpu = Watch(attacker, truth), time.perf_counter(), time.process_time()
+    started, cpu = time.perf_counter(), time.process_time()
+    watch = Watch(attacker, truth, started + seconds)
     found, _ = attacker.reconstruct(payload, [shared], {})
     return {
         "cpu_seconds": time.process_time() - cpu,
         "seconds": time.perf_counter() - started,
         "cpu_to_threshold": watch.cpu_to_threshold,
         "evaluations": watch.evaluations,
+        "cut": watch.cut,
         "images": found["data"].detach().clamp(0, 1).permute(0, 2, 3, 1).tolist(),
     }
 
@@ -134,14 +147,17 @@ def main() -> None:
     parser.add_argument("--exported", type=Path, required=True)
     parser.add_argument("--attack", choices=list(CONFIGURATIONS), required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="Of all targets together.")
     arguments = parser.parse_args()
+    until = time.perf_counter() + arguments.seconds
     torch.set_num_threads(1)
     versions = {package: version(package) for package in ("breaching", "torch", "torchvision", "numpy")}
     data, outcomes = np.load(arguments.exported), []
     for i, (gradient, images) in enumerate(zip(data["gradients"], data["images"], strict=True)):
         torch.manual_seed(i)
         truth = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
-        outcomes.append(attack(arguments.attack, data["weights"][data["draws"][i]], gradient, truth))
+        seconds = (until - time.perf_counter()) / (len(data["images"]) - i)
+        outcomes.append(attack(arguments.attack, data["weights"][data["draws"][i]], gradient, truth, seconds))
         leave(arguments.out, outcomes, versions)
 
 
