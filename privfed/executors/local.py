@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from privfed.executors.loop import update_graph, updates_graph
-from privfed.executors.parts import Node, TreeSum, cut
 from privfed.executors.population import check_population
 from privfed.executors.sums import CompiledSum, Data, GhostSum, LoopSum, SumPath, check_path, choose_path
 from privfed.executors.threads import available_cores, configure_threads, training_device
@@ -47,8 +46,7 @@ _LONG = 1 << 18
 class LocalClientWork(ClientWork):
     """Trains clients from packed arrays on this machine: on all its cores, or on the first GPU that it has.
 
-    A client's result depends neither on who trains beside it nor on threads and chunks. A sum depends on
-    the clients and their order, and on threads no more than that.
+    A client's result depends neither on who trains beside it nor on threads and chunks; sums do in their rounding.
 
     Args:
         model: What is trained.
@@ -94,7 +92,6 @@ class LocalClientWork(ClientWork):
             _Updates(model, training, self._data, self._device) for _ in range(self._threads)
         ]
         self._sums: dict[bool, list[SumPath]] = {}
-        self._ways: dict[bool, str] = {}
         self._building = threading.Lock()
         self._conditions = Conditions()
 
@@ -185,75 +182,39 @@ class LocalClientWork(ClientWork):
         *,
         exact: bool = False,
     ) -> ClippedSum:
-        """Train ``clients``, clip and add up inside the graph; see ``ClientWork``.
-
-        Neither threads nor machines change a bit of the sum; whose clients these are in which order does.
-        """
-        if not self.sums_in_graph:
+        """Train ``clients``, clip and add up inside the graph; see ``ClientWork``."""
+        if self._training.corrected or self._training.example is not None:
             return super().clipped_sum(weights, clients, seed, clip_norm, exact=exact)
-        ids = np.asarray(clients, np.int64)
-        return self.sum_of_parts(weights, ids, self.parts(ids, exact), seed, clip_norm, exact=exact)
-
-    @property
-    def sums_in_graph(self) -> bool:
-        """Whether updates are added up where they are made: else each is handed out."""
-        return not self._training.corrected and self._training.example is None
-
-    def parts(self, clients: NDArray[np.int64], exact: bool) -> list[NDArray[np.int64]]:
-        """Positions in ``clients`` ``[k]`` whose sums make the tree of ``privfed.executors.parts``.
-
-        Clients without examples are in none: they send zeros, and there is nothing to train.
-        """
-        seen = self._training.seen(self._offsets[clients + 1] - self._offsets[clients])
-        present = np.flatnonzero(seen > 0)
-        least = GhostSum.LEAST_EXAMPLES if self._way(exact) == "ghost" else 1
-        return [present[part] for part in cut(seen[present], self._model.dimension, least)]
-
-    def sum_of_parts(
-        self,
-        weights: Vector,
-        clients: NDArray[np.int64],
-        parts: Sequence[NDArray[np.int64]],
-        seed: Sequence[int],
-        clip_norm: float | None,
-        *,
-        exact: bool = False,
-    ) -> ClippedSum:
-        """``clipped_sum`` of ``clients`` ``[k]`` who are in ``parts``, positions that the caller has cut."""
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {clip_norm}")
-        start = self._start(weights).weights
+        start, ids = self._start(weights).weights, np.asarray(clients, np.int64)
         bound = tf.constant(np.inf if clip_norm is None else clip_norm, tf.float64)
         rate = _rate(self._training, self._conditions)
-        squared, loss_sum, correct = np.zeros((3, len(clients)))
-        tree, left = TreeSum(len(parts)), queue.SimpleQueue[tuple[int, NDArray[np.int64]]]()
-        for numbered in enumerate(parts):
-            left.put(numbered)
+        sizes = self._offsets[ids + 1] - self._offsets[ids]
+        squared, loss_sum, correct = np.zeros((3, len(ids)))
 
-        def add_up(path: SumPath) -> None:
-            with suppress(queue.Empty), tf.device(self._device):
-                while True:
-                    number, part = left.get_nowait()
-                    total = np.zeros(self._model.dimension)
-                    for piece in self._data.in_parts(path.pieces(clients[part])):
-                        here = part[piece]
-                        one, squared[here], loss_sum[here], correct[here] = path(
-                            start, clients[here], seed, rate, bound
-                        )
-                        total += one
-                        self._data.give_back()
-                    tree.add(Node(0, number), total)
+        def add_up(path: SumPath, share: NDArray[np.int64]) -> NDArray[np.float64]:
+            total = np.zeros(self._model.dimension)
+            with tf.device(self._device):
+                for piece in self._data.in_parts(path.pieces(ids[share])):
+                    here = share[piece]
+                    part, squared[here], loss_sum[here], correct[here] = path(start, ids[here], seed, rate, bound)
+                    total += part
+                    self._data.give_back()
+            return total
 
+        # Clients without examples send zeros: nothing to train.
+        shares = [np.flatnonzero(sizes > 0)[part] for part in self._shares(ids[sizes > 0])]
         with self._pool() as pool:
-            list(pool.map(add_up, self._sum_paths(exact)[: len(parts)]))
+            totals = list(pool.map(add_up, self._sum_paths(exact), shares))
         return ClippedSum(
-            tree.total(self._model.dimension),
-            tuple(clients.tolist()),
+            np.sum(totals, axis=0) if totals else np.zeros(self._model.dimension),
+            tuple(ids.tolist()),
             np.sqrt(squared),
             np.isfinite(squared),
             loss_sum,
             correct,
-            self._training.seen(self._offsets[clients + 1] - self._offsets[clients]),
+            self._training.seen(sizes),
         )
 
     @contextmanager
@@ -279,16 +240,11 @@ class LocalClientWork(ClientWork):
                 self._sums[exact] = self._build_sum_paths(exact)
         return self._sums[exact]
 
-    def _way(self, exact: bool) -> str:
-        """The path, chosen where the caller left that open; a choice traces a graph, and so is made once."""
-        if exact not in self._ways:
-            choose = self._path == "auto" or (exact and self._path == "ghost")
-            sizes = np.diff(self._offsets)
-            self._ways[exact] = choose_path(self._model, self._training, sizes, exact) if choose else self._path
-        return self._ways[exact]
-
     def _build_sum_paths(self, exact: bool) -> list[SumPath]:
-        model, training, data, path = self._model, self._training, self._data, self._way(exact)
+        model, training, data = self._model, self._training, self._data
+        path = self._path
+        if path == "auto" or (exact and path == "ghost"):
+            path = choose_path(model, training, np.diff(self._offsets), exact)
         if path == "ghost":
             return [GhostSum(model, training, data) for _ in range(self._threads)]
         if path == "xla":

@@ -234,9 +234,6 @@ class CompiledSum:
 class GhostSum:
     """Path ``ghost``."""
 
-    LEAST_EXAMPLES = ghost.ROWS
-    """Of a part of the cohort: a whole call's."""
-
     def __init__(self, model: Model, training: LocalTraining, data: Data) -> None:
         self._training, self._data = training, data
         self._graph = ghost.ghost_graph(model, data.features.dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 from privfed.federated.encoding import ONE, Encoding, FixedPointEncoding, IntegerCodec, IntegerEncoding
 from privfed.privacy.randomness import RandomSource
 from privfed.secagg import FixedPointCodec, SecureSum, Stage, arrives, packing
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Real = NDArray[np.float64]
 Vector = NDArray[Any]
@@ -84,10 +81,6 @@ class RunningSum(Protocol):
 
         ``longest`` is an L2 norm that it does not exceed, where that is known.
         """
-        ...
-
-    def merge(self, other: Self) -> None:
-        """Add what a copy of this sum, empty then, has added up elsewhere."""
         ...
 
     def close(self, dropouts: Dropouts) -> Aggregate:
@@ -250,10 +243,6 @@ class _RunningRingSum:
         started = time.perf_counter()
         self._encoding.add(self._total, client, vector, factor, longest)
         self._seconds += time.perf_counter() - started
-
-    def merge(self, other: _RunningRingSum) -> None:
-        self._total += other._total
-        self._seconds += other._seconds
 
     def close(self, dropouts: Dropouts) -> Aggregate:
         # Who survives, and whether enough do, is for the sum of whole cohorts to say: it gets short vectors.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,6 @@ from privfed.privacy.clipping import clip_by_l2, l2_norm
 from privfed.privacy.errors import NonFiniteUpdateError
 from privfed.privacy.mechanisms import ExampleNoise
 from privfed.privacy.randomness import RandomSource
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Vector = NDArray[np.float32]
 
@@ -134,26 +131,8 @@ class ClippedSum:
     seen: NDArray[np.float64]
 
 
-class Fold(Protocol):
-    """Takes updates in, in any order, into something that is smaller than all of them.
-
-    It begins empty and can be pickled: clients that train elsewhere are taken in there, by copies.
-    """
-
-    def take(self, chunk: ClientUpdates) -> None:
-        """Take updates in."""
-        ...
-
-    def merge(self, other: Self) -> None:
-        """Take in what a copy took in."""
-        ...
-
-
-F = TypeVar("F", bound=Fold)
-
-
 class ClientWork(Protocol):
-    """Trains clients from the same weights; who inherits has plain ``each``, ``fold`` and ``clipped_sum``."""
+    """Trains clients from the same weights; who inherits from it has plain ``each`` and ``clipped_sum``."""
 
     def under(self, conditions: Conditions) -> ClientWork:
         """The same work in a round with these conditions; what is inherited serves work that no round changes."""
@@ -179,11 +158,6 @@ class ClientWork(Protocol):
         """
         for chunk in self(weights, clients, seed):
             consume(chunk)
-
-    def fold(self, weights: Vector, clients: Sequence[int], seed: Sequence[int], fold: F) -> F:
-        """Train ``clients`` likewise, and have ``fold`` take their updates in, wherever they are made."""
-        self.each(weights, clients, seed, fold.take)
-        return fold
 
     def clipped_sum(
         self,
