@@ -79,6 +79,7 @@ def test_whatever_shows_an_epsilon_says_what_it_means(privfed_command: list[str]
 SHORT = ["train", DIGITS, "--set", "training.rounds=12", "--set", "data.clients=40", "--out"]
 
 
+@pytest.mark.slow
 def test_progress_is_some_lines_or_all_or_none(privfed_command: list[str], tmp_path: Path) -> None:
     usual, quiet, verbose = (
         run([*privfed_command, *flags], *SHORT, str(tmp_path / str(i)))

@@ -36,6 +36,7 @@ EVERYBODY = (
     "privfed.auditing",
     "privfed.empirical_evidence",
     "privfed.measurements",
+    "privfed.memory",
     "privfed.recomputation",
     "privfed.verdict",
     "privfed.verification",
