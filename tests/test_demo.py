@@ -278,7 +278,9 @@ def test_the_same_command_again_changes_nothing_that_was_spent(
     copy: Path, report: Any, privfed_command: list[str]
 ) -> None:
     """Research mode is seeded: the rerun finds its checkpoint, and ε stays what it was."""
-    command = [*privfed_command, "train", "examples/digits.toml", "--out", str(copy), "--json"]
+    # Which training alone leaves out.
+    canaries = ["--set", "audit.canaries=100", "--set", "audit.canary_control=true"]
+    command = [*privfed_command, "train", "examples/digits.toml", *canaries, "--out", str(copy), "--json"]
     got = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
     assert got.returncode == 0, got.stderr
     figures = json.loads(got.stdout)
