@@ -38,6 +38,8 @@ LANES_MAY_TAKE = 1.1
 """Bits on the wire, over those of the narrowest ring, at which lanes are worth their shorter masks."""
 
 _FLOAT32_DIGITS = 24
+_FLOAT32_INEXACT = 2.0 ** (2 - _FLOAT32_DIGITS)
+"""Share by which scaling in float32, a factor included, may lengthen a vector."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class FixedPointCodec:
         most ``dimension * 2**-54``, twice that: next to nothing, but more than a step of a 64-bit grid. Where the
         scale is no power of two, scaling in float32, a factor included, is right to ``2**-22``.
         """
-        inexact = (self.dimension + 8) * 2.0**-53 + (2.0 ** (2 - _FLOAT32_DIGITS) if self.lanes else 0.0)
+        inexact = (self.dimension + 8) * 2.0**-53 + (_FLOAT32_INEXACT if self.lanes else 0.0)
         return math.sqrt(self.dimension) / self.scale + self.clip_norm * inexact
 
     @property
@@ -266,9 +268,12 @@ class FixedPointCodec:
             and update.dtype == np.float32
             and abs(math.log2(self.scale)) < 100 > -math.log2(factor * self.scale)
         ):
+            # Of what float32 rounds on the way, only the product that clips is the caller's to have measured, and
+            # only where scaling adds nothing to it.
+            rounds = bool(self.lanes) or (longest is None and factor != 1)
             if longest is None:
                 longest = float(factor) * math.sqrt(sum_of_squares(update))
-            length = longest * self.scale
+            length = longest * self.scale * (1 + rounds * _FLOAT32_INEXACT)
             if not length <= self._bound * (1 + 2.0**-20):  # false for what is not a number
                 raise self._refusal(update * factor)
             # Where the scale is a power of two, one multiplication rounds as two would; lanes have a larger slack.

@@ -133,6 +133,20 @@ def test_a_factor_may_clip_to_the_slack_and_moves_less_than_a_step(case: Any, pa
     assert (np.abs(steps - exact) < 1 + np.abs(exact) * 2.0**-22).all()
 
 
+@settings(deadline=None, max_examples=60)
+@given(codecs, st.integers(0, 2**32), st.booleans())
+def test_what_float32_rounds_in_scaling_counts_towards_the_norm(case: Any, seed: int, roomy: bool) -> None:
+    """A norm that leaves room for the grid alone is looked at again; one that leaves the slack is not."""
+    codec = FixedPointCodec.in_lanes(*case, 3)
+    slack = codec.rounding_slack if roomy else codec.rounding_slack - codec.clip_norm * 2.0**-22
+    longest, looked = codec.clip_norm - slack, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FixedPointCodec, "_check_norm", lambda *_: looked.append(True))
+        update = clipped(codec, np.float32, seed) * np.float32(1 - 2.0**-20)
+        codec.add_encoded(np.zeros(codec.length, np.uint64), update, KEY, longest=longest)
+    assert bool(looked) is not roomy
+
+
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("count", [3, 4, 5])
 def test_a_whole_cohort_at_the_bound_does_not_overflow(count: int, sign: float) -> None:
