@@ -15,6 +15,7 @@ from privfed import __version__
 from privfed.cli_accounting import AsJson, account, calibrate, print_json, with_plan
 from privfed.cli_network import join, serve
 from privfed.cli_pki import pki
+from privfed.cli_runs import Sign, compare, report, signing_key, verify
 from privfed.errors import PrivFedError, SettingError
 
 if TYPE_CHECKING:
@@ -33,16 +34,12 @@ app = typer.Typer(
 )
 
 Experiment = Annotated[Path, typer.Argument(help="The experiment: a TOML file.", metavar="EXPERIMENT")]
-Folder = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="DIR")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the run's files: new, empty, or of the same run.")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: --set privacy.epsilon=4")
 ]
 SearchOut = Annotated[
     Path, typer.Option("--out", help="Folder for all trials: new, empty, or of the same search.")
-]
-Sign = Annotated[
-    Path | None, typer.Option(metavar="KEY", help="Ed25519 private key (PEM) to sign the files' hashes with.")
 ]
 Jobs = Annotated[int, typer.Option(min=1, max=64, help="Trials beside each other, each in a process of its own.")]
 
@@ -73,7 +70,7 @@ def audit(
     if out is None:
         raise SettingError("is missing", where="--out", remedy="Name a folder for the run's files")
     settings = _settings(experiment, overrides)
-    key = _signing_key(sign)
+    key = signing_key(sign)
     from privfed.auditing import run_audit
     from privfed.console import Console
 
@@ -297,57 +294,9 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
-def report(
-    folder: Folder,
-    open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
-    pdf: Annotated[bool, typer.Option("--pdf", help="Print it to report.pdf by a Chromium on the PATH.")] = False,
-    sign: Sign = None,
-) -> None:
-    """Render report.html, report.md and registry.json again from report.json."""
-    from privfed.publication import print_page, render_folder
-
-    page = render_folder(folder, _signing_key(sign))
-    typer.echo(page)
-    if pdf:
-        typer.echo(print_page(page))
-    if open_page and typer.launch(page.resolve().as_uri()):
-        raise PrivFedError("no browser could be started", where="--open", remedy=f"Open {page} by hand")
-
-
-@app.command()
-def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of audited runs.", metavar="DIR DIR…")],
-    out: Annotated[Path, typer.Option(help="The page.", metavar="FILE")] = Path("compare.html"),
-    open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
-) -> None:
-    """Put audited runs side by side on one page: the trade-off, the exposure, the cost."""
-    from privfed.comparison import compare_folders
-
-    page = compare_folders(folders, out)
-    typer.echo(page)
-    if open_page and typer.launch(page.resolve().as_uri()):
-        raise PrivFedError("no browser could be started", where="--open", remedy=f"Open {page} by hand")
-
-
-@app.command()
-def verify(
-    folder: Folder,
-    key: Annotated[
-        Path | None, typer.Option(metavar="PUBLIC", help="Ed25519 public key (PEM): who must have signed.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Recompute hashes, ε and pages from the files of a run alone, finished or not; check who signed them."""
-    from privfed.verification import verify_run
-
-    result = verify_run(folder, key)
-    if as_json:
-        print_json(result.as_json())
-    else:
-        typer.echo(result.as_text())
-    if not result.holds:
-        raise typer.Exit(1)
+app.command()(report)
+app.command()(compare)
+app.command()(verify)
 
 
 @app.callback(invoke_without_command=True)
@@ -372,12 +321,6 @@ def _of_all(
     if len(asked) > 1:
         raise SettingError("exclude each other", where="--quiet, --verbose and --log-json", remedy="Give one")
     Console.telling = asked[0] if asked else Telling.USUAL
-
-
-def _signing_key(path: Path | None) -> Any:
-    from privfed.manifest import load_private_key
-
-    return None if path is None else load_private_key(path)
 
 
 def _settings(path: Path, overrides: list[str], *, canaries: bool = True) -> Any:
@@ -410,12 +353,11 @@ def main() -> None:
 def _in_words(error: Exception) -> str | None:
     """What a person can mend; ``None`` for a fault of the program."""
     if isinstance(error, MemoryError):
-        return "the memory is used up. Make the model or the cohort smaller; the same command goes on from there"
+        return "the memory is used up. Make the model or the cohort smaller"
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
         file = error.filename or "a file of the run"
         return (
-            f"{file}: cannot be written or read: {os.strerror(error.errno)}. "
-            "Mend that; the same command goes on from there"
+            f"{file}: cannot be written or read: {os.strerror(error.errno)}. Mend that, and give the command again"
         )
     return str(error) if _is_ours(error) else None
 

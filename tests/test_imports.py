@@ -21,6 +21,7 @@ EVERYBODY = (
     "privfed.cli_accounting",
     "privfed.cli_network",
     "privfed.cli_pki",
+    "privfed.cli_runs",
     "privfed.network.join",
     "privfed.network.replay",
     "privfed.network.serve",
