@@ -115,7 +115,7 @@ def _described(path: Path) -> dict[str, Any]:
 def _mapped(path: Path) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever NumPy makes of a damaged file
         raise DataError(f"cannot be read as a NumPy array: {error}", where=str(path)) from None
     if not isinstance(array, np.memmap):
         raise DataError("is an archive, not one array", where=str(path))

@@ -25,8 +25,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CASES: dict[str, tuple[str, ...]] = {
     "off": ("secure_aggregation.mode=off", "training.checkpoint_every=2"),
     "ring": ("secure_aggregation.mode=ring", "training.checkpoint_every=5"),
+    "protocol": ("secure_aggregation.mode=protocol", "training.checkpoint_every=3"),
 }
-KILLS = 34
+KILLS = 37
 """Of each case."""
 
 
