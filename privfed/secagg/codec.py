@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from privfed.secagg import ring
 from privfed.secagg.errors import CodecError, ParameterError
+from privfed.secagg.exact import Words, exact_square_sum, floor_log2, power_of_two
 from privfed.secagg.lanes import MAX_COUNT, MIN_COUNT, WORD_BITS, Lanes, largest_half
 from privfed.secagg.rounding import (
     BLOCK,
@@ -23,8 +24,6 @@ from privfed.secagg.rounding import (
     round_magnitudes,
     sum_of_squares,
 )
-
-Words = NDArray[np.uint64]
 
 ONE = np.float32(1)
 
@@ -84,10 +83,10 @@ class FixedPointCodec:
         room = (Fraction(2 ** (ring_bits - 1), cohort_size) - 1) / Fraction(clip_norm)
         if room <= 0:
             raise _too_coarse(cohort_size, dimension, ring_bits, "not one step fits")
-        exponent = _floor_log2(room)
+        exponent = floor_log2(room)
         if Fraction(2) ** exponent == room:
             exponent -= 1
-        scale = _power_of_two(1, exponent, clip_norm)
+        scale = power_of_two(1, exponent, clip_norm)
         codec = cls(cohort_size, float(clip_norm), dimension, ring_bits, scale)
         codec._check_fineness()
         return codec
@@ -109,9 +108,9 @@ class FixedPointCodec:
         if not steps:
             raise _too_coarse(cohort_size, dimension, WORD_BITS // count, "not one step fits")
         room = steps / Fraction(clip_norm)
-        exponent = _floor_log2(room) - _FLOAT32_DIGITS + 1
+        exponent = floor_log2(room) - _FLOAT32_DIGITS + 1
         mantissa = math.floor(room / Fraction(2) ** exponent)
-        scale = _power_of_two(mantissa, exponent, clip_norm)
+        scale = power_of_two(mantissa, exponent, clip_norm)
         lanes = Lanes(count, cohort_size * steps, dimension)
         codec = cls(cohort_size, float(clip_norm), dimension, WORD_BITS, scale, lanes)
         codec._check_fineness()
@@ -355,7 +354,7 @@ class FixedPointCodec:
         squared = float(np.dot(approximate, approximate))
         if squared * (1 + (self.dimension + 8) * 2.0**-51) <= bound**2:
             return
-        squared = _exact_square_sum(steps)
+        squared = exact_square_sum(steps)
         if squared > bound**2:
             raise self._too_long(math.sqrt(squared))
 
@@ -384,25 +383,6 @@ class FixedPointCodec:
         )
 
 
-def _exact_square_sum(values: Words) -> int:
-    """Sum of squares of integers below ``2**63``, with no rounding and no overflow.
-
-    A square is built of 32-bit halves, and partial sums are kept in two 32-bit halves as well, which can hold
-    ``2**32`` of them.
-    """
-    low, high = values & np.uint64(0xFFFFFFFF), values >> np.uint64(32)
-    total = _exact_sum(low * low)
-    if high.any():
-        total += (_exact_sum(low * high) << 33) + (_exact_sum(high * high) << 64)
-    return total
-
-
-def _exact_sum(values: Words) -> int:
-    low = int((values & np.uint64(0xFFFFFFFF)).sum(dtype=np.uint64))
-    high = int((values >> np.uint64(32)).sum(dtype=np.uint64))
-    return low + (high << 32)
-
-
 def _check_arguments(cohort_size: int, clip_norm: float, dimension: int) -> None:
     if cohort_size < 1:
         raise ParameterError(f"cohort_size: must be at least 1 (got {cohort_size})")
@@ -410,18 +390,6 @@ def _check_arguments(cohort_size: int, clip_norm: float, dimension: int) -> None
         raise ParameterError(f"dimension: must be at least 1 (got {dimension})")
     if not (math.isfinite(clip_norm) and clip_norm > 0):
         raise ParameterError(f"clip_norm: must be positive and finite (got {clip_norm})")
-
-
-def _power_of_two(times: int, exponent: int, clip_norm: float) -> float:
-    """``times * 2**exponent``, which must be an everyday number."""
-    if not -900 <= exponent <= 900:
-        raise ParameterError(f"clip_norm: {clip_norm} is too far from 1 for float64. Rescale the updates")
-    return math.ldexp(times, exponent)
-
-
-def _floor_log2(value: Fraction) -> int:
-    estimate = value.numerator.bit_length() - value.denominator.bit_length()
-    return estimate if Fraction(2) ** estimate <= value else estimate - 1
 
 
 def _too_coarse(cohort_size: int, dimension: int, ring_bits: int, why: str) -> ParameterError:

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from privfed.secagg import FixedPointCodec, rounding
-from privfed.secagg.codec import _exact_square_sum
 from privfed.secagg.errors import CodecError, ParameterError
+from privfed.secagg.exact import exact_square_sum
 
 ZEROS, ONES = np.uint64(0), np.uint64(2**64 - 1)
 Z_LIMIT = 5.0  # two-sided false-alarm rate 5.7e-7 for each count of roundings
@@ -303,7 +303,7 @@ def test_the_norm_is_checked_to_the_last_step() -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=30))
 def test_square_sums_are_exact(values: list[int]) -> None:
-    assert _exact_square_sum(np.array(values, dtype=np.uint64)) == sum(value * value for value in values)
+    assert exact_square_sum(np.array(values, dtype=np.uint64)) == sum(value * value for value in values)
 
 
 def test_wrong_shapes_and_types_are_refused() -> None:
