@@ -15,6 +15,7 @@ import gzip
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -183,11 +184,12 @@ def local_update(row: Row, model: Any, start: NDArray[np.float32], x: Any, y: An
 
 @dataclass(frozen=True)
 class Outcome:
-    """One target: whether it succeeded, the lowest PSNR of its images, and the attack's seconds."""
+    """One target: whether it succeeded, the lowest PSNR of its images, and seconds on clock and CPU."""
 
     success: float
     psnr: float
     seconds: float
+    cpu_seconds: float
     failure: str | None = None
     residual: float = float("nan")
 
@@ -213,29 +215,29 @@ def attack_images(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int)
         "idlg": IDLG,
     }
     attack = makers[row.attack](**row.settings) if row.attack in makers else create(row.attack)
+    start = time.process_time()
     found = attempt(attack, View(Observer.SERVER, plan, model, (seen,)), 0, np.random.default_rng(seed))
+    cpu = time.process_time() - start
     if found.failure is not None:
-        return Outcome(0.0, 0.0, found.seconds, found.failure)
+        return Outcome(0.0, 0.0, found.seconds, cpu, found.failure)
     scores = score(found.images, found.labels, x / 255, y)
     lowest = min(s.psnr for s in scores) if len(scores) == row.batch else 0.0
     success = sum(s.psnr >= row.psnr for s in scores) / row.batch if row.each else float(lowest >= row.psnr)
-    return Outcome(success, lowest, found.seconds, None, found.residual)
+    return Outcome(success, lowest, found.seconds, cpu, None, found.residual)
 
 
 def attack_labels(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int) -> Outcome:
-    import time
-
     from attacks import infer_label_counts
 
     update = local_update(row, model, weights, x.astype(np.float32) / np.float32(255), y)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     counts = infer_label_counts(model, weights, -update / LEARNING_RATE, row.batch)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     right = float(np.minimum(counts, np.bincount(y, minlength=model.classes)).sum()) / row.batch
-    return Outcome(right if row.partial else float(right == 1), float("nan"), seconds)
+    return Outcome(right if row.partial else float(right == 1), float("nan"), seconds, cpu)
 
 
-def run(row: Row, targets: int, data: Path, progress: bool) -> dict[str, Any]:
+def run(row: Row, targets: int, data: Path, progress: bool, first: int = 0) -> dict[str, Any]:
     from privfed.models.zoo import ZOO
 
     pixels, labels = images(data)
@@ -244,21 +246,19 @@ def run(row: Row, targets: int, data: Path, progress: bool) -> dict[str, Any]:
     attack: Callable[..., Outcome] = attack_labels if row.attack == "labels" else attack_images
     starts = [trained(row, model, draw, data) for draw in range(DRAWS)]
     outcomes: list[Outcome] = []
-    for target in range(-1, targets):
-        # The one before the first is for tracing alone.
-        picked = np.take(chosen, np.arange(row.batch) + max(target, 0) * row.batch, mode="wrap")
-        weights = starts[max(target, 0) % DRAWS]
-        outcome = attack(row, model, weights, pixels[picked], labels[picked], target + 1)
-        if target >= 0:
-            outcomes.append(outcome)
+    for target in (first, *range(first, first + targets)):
+        picked = np.take(chosen, np.arange(row.batch) + target * row.batch, mode="wrap")
+        weights = starts[target % DRAWS]
+        outcomes.append(attack(row, model, weights, pixels[picked], labels[picked], target + 1))
         if progress:
-            print(f"\r{target + 1} of {targets}", end="", file=sys.stderr, flush=True)
+            print(f"\r{len(outcomes) - 1} of {targets}", end="", file=sys.stderr, flush=True)
     if progress:
         print(file=sys.stderr)
-    return figures(row, outcomes)
+    # The first one more was for tracing alone.
+    return figures(row, outcomes[1:], first)
 
 
-def figures(row: Row, outcomes: list[Outcome]) -> dict[str, Any]:
+def figures(row: Row, outcomes: list[Outcome], first: int) -> dict[str, Any]:
     rate = statistics.fmean(o.success for o in outcomes)
     seconds = statistics.median(o.seconds for o in outcomes)
     psnr = [o.psnr for o in outcomes if o.psnr == o.psnr]
@@ -269,19 +269,27 @@ def figures(row: Row, outcomes: list[Outcome]) -> dict[str, Any]:
     return {
         **asdict(row),
         "targets": len(outcomes),
+        "first": first,
         "draws": min(DRAWS, len(outcomes)),
         "success_rate": rate,
         "psnr_median": statistics.median(psnr) if psnr else None,
         "psnr_lowest": min(psnr) if psnr else None,
         "seconds_median": seconds,
         "seconds_longest": max(o.seconds for o in outcomes),
+        "cpu_seconds_median": statistics.median(o.cpu_seconds for o in outcomes),
+        "cpu_seconds_longest": max(o.cpu_seconds for o in outcomes),
+        "wrong": [
+            {"target": first + i, "psnr": o.psnr, "residual": o.residual, "seconds": o.seconds}
+            for i, o in enumerate(outcomes)
+            if o.success < 1 and not o.failure
+        ],
         "failures": failures,
         "required": {"psnr": row.psnr, "success_rate": row.rate, "seconds_median": row.seconds},
         "reached": rate >= row.rate and (row.seconds is None or seconds <= row.seconds),
     }
 
 
-def measure(name: str, targets: int | None, data: Path, progress: bool) -> dict[str, Any]:
+def measure(name: str, targets: int | None, data: Path, progress: bool, first: int = 0) -> dict[str, Any]:
     if name in attacks_text.ROWS:
         text = attacks_text.ROWS[name]
         return attacks_text.run(text, targets or text.targets, DRAWS, LEARNING_RATE)
@@ -291,7 +299,7 @@ def measure(name: str, targets: int | None, data: Path, progress: bool) -> dict[
     if name in attacks_membership.ROWS:
         membership = attacks_membership.ROWS[name]
         return attacks_membership.run(membership, targets or membership.targets, data)
-    return run(ROWS[name], targets or ROWS[name].targets, data, progress)
+    return run(ROWS[name], targets or ROWS[name].targets, data, progress, first)
 
 
 def side_by_side(peers: list[str], batch: int, targets: int, data: Path, **options: Any) -> dict[str, Any]:
@@ -322,6 +330,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="Images behind a gradient, side by side.")
     parser.add_argument("--targets", type=int, help="Observations attacked; the row's own number by default.")
     parser.add_argument(
+        "--first", type=int, default=0, help="Number of the first target, of rows on images: others are others."
+    )
+    parser.add_argument(
         "--limit",
         type=float,
         default=attacks_peers.LIMIT_SECONDS,
@@ -333,6 +344,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.targets is not None and arguments.targets < 1:
         parser.error("--targets must be at least 1")
+    if arguments.first < 0:
+        parser.error("--first must be at least 0")
     if not (arguments.data / "t10k-images-idx3-ubyte.gz").is_file():
         parser.error(f"--data {arguments.data}: t10k-images-idx3-ubyte.gz is not there")
     if not arguments.limit > 0:
@@ -354,7 +367,10 @@ def main() -> None:
         return
     results = {}
     for name in names if arguments.row == "all" else [arguments.row]:
-        result = {"row": name, **measure(name, arguments.targets, arguments.data, not arguments.json)}
+        result = {
+            "row": name,
+            **measure(name, arguments.targets, arguments.data, not arguments.json, arguments.first),
+        }
         results[name] = result
         if name in attacks_membership.ROWS and not arguments.json:
             print(attacks_membership.table(result))
