@@ -136,7 +136,7 @@ def _check_examples(settings: Settings) -> None:
         raise Contradiction(
             "training.algorithm", "fedsgd", "dp_sgd draws the examples of each step", 'Use "fedavg"'
         )
-    if settings.executor != "local":
+    if settings.executor == "tff":
         raise Contradiction("executor", settings.executor, "it has no DP-SGD", 'Set executor = "local"')
 
 
@@ -148,6 +148,17 @@ def _check_training(settings: Settings) -> None:
             "TFF's worker listens on all network interfaces and asks nobody who they are, and secure "
             "randomness is for data that are private",
             'Set executor = "local", or randomness = "research" for public data',
+        )
+    if settings.executor == "tff" and settings.sum_parts is not None:
+        raise Contradiction(
+            "sum_parts", settings.sum_parts, "tff sums no parts", 'Remove it, or use "local" or "ray"'
+        )
+    if settings.executor != "ray" and settings.ray != type(settings.ray)():
+        raise Contradiction(
+            "executor",
+            settings.executor,
+            "[ray] says where another one runs",
+            'Set executor = "ray", or remove [ray]',
         )
     _check_algorithm(settings)
     _check_rates(settings)

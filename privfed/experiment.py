@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from privfed.audited import AuditedTraining, audited_training
@@ -255,9 +255,7 @@ class Experiment:
     def client_work(self) -> Iterator[ClientWork]:
         """Local training on the chosen executor; processes of its own end with the context."""
         data = self.population
-        work = _executor(self.settings.executor)(
-            self.model, data.features, data.labels, data.offsets, self.local_training
-        )
+        work = _executor(self.settings)(self.model, data.features, data.labels, data.offsets, self.local_training)
         with work if isinstance(work, AbstractContextManager) else nullcontext(work):
             yield work if self.audited is None else self.audited.join(work)
 
@@ -486,10 +484,22 @@ def check_attacks(settings: AttackSettings) -> None:
             raise SettingError("no such attack", where="attacks.methods", value=name, remedy=f"Known: {known}")
 
 
-def _executor(name: str) -> Callable[..., ClientWork]:
-    if name == "tff":
+def _executor(settings: Settings) -> Callable[..., ClientWork]:
+    if settings.executor == "tff":
         # TFF takes seconds to import: only who asks for it waits for it.
         from privfed.executors.tff import TffClientWork
 
         return TffClientWork
-    return LocalClientWork
+    if settings.executor == "ray":
+        from privfed.executors.ray import RayClientWork
+
+        assert settings.sum_parts is not None  # the settings fill it in
+        where = settings.ray
+        return partial(
+            RayClientWork,
+            parts=settings.sum_parts,
+            address=where.address,
+            workers=where.workers,
+            object_store_mib=where.object_store_mib,
+        )
+    return partial(LocalClientWork, parts=settings.sum_parts)

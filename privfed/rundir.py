@@ -110,8 +110,9 @@ class RunFolder:
                 where=f"--out {self.path}",
                 remedy="Name another folder",
             ) from None
-        if earlier != settings:
-            difference = next(_differences(earlier.model_dump(), settings.model_dump()))
+        if earlier.fingerprint() != settings.fingerprint():
+            there, here = (of.model_dump(exclude={"ray"}) for of in (earlier, settings))
+            difference = next(_differences(there, here))
             raise OutputError(
                 f"already holds another run: {difference}",
                 where=f"--out {self.path}",
@@ -143,8 +144,9 @@ def _line(values: Mapping[str, Any]) -> str:
 
 
 def _differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in left:
-        if isinstance(left[key], dict):
-            yield from _differences(left[key], right[key], f"{prefix}{key}.")
-        elif left[key] != right[key]:
-            yield f"there {prefix}{key} is {left[key]!r}, here {right[key]!r}"
+    for key in dict.fromkeys([*left, *right]):
+        there, here = left.get(key), right.get(key)
+        if isinstance(there, dict) and isinstance(here, dict):
+            yield from _differences(there, here, f"{prefix}{key}.")
+        elif there != here:
+            yield f"there {prefix}{key} is {there!r}, here {here!r}"

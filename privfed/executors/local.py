@@ -16,6 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from privfed.executors.loop import update_graph, updates_graph
+from privfed.executors.parts import cut, total_of
 from privfed.executors.population import check_population
 from privfed.executors.sums import CompiledSum, Data, GhostSum, LoopSum, SumPath, check_path, choose_path
 from privfed.executors.threads import available_cores, configure_threads, training_device
@@ -46,7 +47,8 @@ _LONG = 1 << 18
 class LocalClientWork(ClientWork):
     """Trains clients from packed arrays on this machine: on all its cores, or on the first GPU that it has.
 
-    A client's result depends neither on who trains beside it nor on threads and chunks; sums do in their rounding.
+    A client's result depends neither on who trains beside it nor on threads and chunks; a sum depends, in its
+    rounding, on ``parts``.
 
     Args:
         model: What is trained.
@@ -58,6 +60,8 @@ class LocalClientWork(ClientWork):
         memory_budget_bytes: Bound on the memory that updates take; it sets how many clients make a chunk.
         path: How ``clipped_sum`` goes through the clients: ``loop``, ``xla``, ``ghost``, or ``auto`` for the one
             that suits the model. It changes nothing but rounding.
+        parts: That a float sum is made of; as many as threads when not given. Sums of as many parts have the same
+            bits, whatever the number of threads.
 
     Raises:
         ValueError: The arrays do not fit, or the path cannot be gone with this model.
@@ -74,14 +78,17 @@ class LocalClientWork(ClientWork):
         threads: int | None = None,
         memory_budget_bytes: int = 256 << 20,
         path: str = "auto",
+        parts: int | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+        for name, value in (("threads", threads), ("parts", parts)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         features, labels, self._offsets = check_population(model, features, labels, offsets)
         check_path(path, model, training, np.diff(self._offsets))
         self._model, self._training, self._path = model, training, path
         self._device = training_device()
         self._threads = threads or (1 if self._device.startswith("GPU") else available_cores())
+        self._parts = parts or self._threads
         copies = _COPIES_OF_A_DELTA + (_COPIES_OF_NOISE * (training.steps or 0) if training.example else 0)
         room = max(1, memory_budget_bytes // (copies * 4 * model.dimension))
         # Whole rounds of the threads, so that none of them waits for the others.
@@ -120,7 +127,7 @@ class LocalClientWork(ClientWork):
                             column[piece] = value
 
                 made = (chunk, deltas, loss_sum, correct)
-                shares = self._shares(chunk)
+                shares = cut(self._offsets[chunk + 1] - self._offsets[chunk], self._threads)
                 list(pool.map(train, self._updates, shares, [made] * len(shares)))
                 self._data.give_back()
                 yield self._as_updates(*made)
@@ -193,22 +200,27 @@ class LocalClientWork(ClientWork):
         sizes = self._offsets[ids + 1] - self._offsets[ids]
         squared, loss_sum, correct = np.zeros((3, len(ids)))
 
-        def add_up(path: SumPath, share: NDArray[np.int64]) -> NDArray[np.float64]:
-            total = np.zeros(self._model.dimension)
+        free = queue.SimpleQueue[SumPath]()
+        for one in self._sum_paths(exact):
+            free.put(one)
+
+        def add_up(share: NDArray[np.int64]) -> NDArray[np.float64]:
+            total, path = np.zeros(self._model.dimension), free.get()
             with tf.device(self._device):
                 for piece in self._data.in_parts(path.pieces(ids[share])):
                     here = share[piece]
                     part, squared[here], loss_sum[here], correct[here] = path(start, ids[here], seed, rate, bound)
                     total += part
                     self._data.give_back()
+            free.put(path)
             return total
 
         # Clients without examples send zeros: nothing to train.
-        shares = [np.flatnonzero(sizes > 0)[part] for part in self._shares(ids[sizes > 0])]
+        shares = [np.flatnonzero(sizes > 0)[part] for part in cut(sizes[sizes > 0], self._parts)]
         with self._pool() as pool:
-            totals = list(pool.map(add_up, self._sum_paths(exact), shares))
+            totals = list(pool.map(add_up, shares))
         return ClippedSum(
-            np.sum(totals, axis=0) if totals else np.zeros(self._model.dimension),
+            total_of(totals, self._model.dimension),
             tuple(ids.tolist()),
             np.sqrt(squared),
             np.isfinite(squared),
@@ -250,15 +262,6 @@ class LocalClientWork(ClientWork):
         if path == "xla":
             return [CompiledSum(model, training, data, exact)] * self._threads
         return [LoopSum(model, training, data, exact) for _ in range(self._threads)]
-
-    def _shares(self, clients: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Cut into consecutive shares of about the same number of examples, one for each thread: positions."""
-        sizes = self._offsets[clients + 1] - self._offsets[clients]
-        # A client costs something even without examples; the middle of its work decides whose it is.
-        work = np.cumsum(sizes + 1) - (sizes + 1) / 2
-        owner = (work * self._threads / max(1, (sizes + 1).sum())).astype(int)
-        shares = [np.flatnonzero(owner == thread) for thread in range(self._threads)]
-        return [share for share in shares if len(share)]
 
     def _as_updates(
         self, clients: NDArray[np.int64], deltas: NDArray[np.float32], loss_sum: Any, correct: Any

@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,6 @@ from privfed.privacy.clipping import l2_norm
 from privfed.privacy.errors import NonFiniteUpdateError
 from privfed.privacy.mechanisms import Mechanism, Terms
 from privfed.privacy.mechanisms import State as MechanismState
-from privfed.privacy.randomness import RandomSource
 from privfed.secagg import RoundAborted, Stage, arrives
 from privfed.transcript import RoundRecord
 
@@ -274,10 +274,8 @@ class Round:
     def _work(self, state: RoundState, number: int) -> ClientWork:
         """Local training as it is in round ``number``."""
         corrections = None if state.variates is None else state.variates.corrections
-
-        def source(client: int) -> RandomSource:
-            return self.streams.source(Purpose.CLIENT_NOISE, number, client)
-
+        # No lambda: clients that train elsewhere take it with them.
+        source = partial(self.streams.source, Purpose.CLIENT_NOISE, number)
         return self.work.under(Conditions(self.client_rate(number), corrections, source))
 
     def _scaffold_rate(self, number: int) -> float:

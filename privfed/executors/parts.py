@@ -1,0 +1,31 @@
+"""How a cohort is cut into parts, whose sums are added in one order: what the bits of a float sum depend on.
+
+Whoever trains a part, thread or machine, gets the bits that everybody else would get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def cut(sizes: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
+    """Positions of clients of ``sizes`` examples, in ``parts`` consecutive parts of about the same work.
+
+    There are fewer where a part would have nobody.
+    """
+    # A client costs something even without examples; the middle of its work decides whose it is.
+    work = np.cumsum(sizes + 1) - (sizes + 1) / 2
+    owner = (work * parts / max(1, (sizes + 1).sum())).astype(int)
+    found = [np.flatnonzero(owner == part) for part in range(parts)]
+    return [part for part in found if len(part)]
+
+
+def total_of(totals: Sequence[NDArray[np.float64]], dimension: int) -> NDArray[np.float64]:
+    """The sum of the parts' sums, in their order; zeros ``[dimension]`` without any."""
+    total = np.zeros(dimension) if not totals else totals[0].copy()
+    for part in totals[1:]:
+        total += part
+    return total

@@ -1,0 +1,206 @@
+"""Ray as PrivFed uses it: a cluster joined or started, and a crew of actors whose losses are made good."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from privfed.errors import PrivFedError, SettingError
+
+MIB = 1 << 20
+LEAST_STORE_MIB = 80
+"""Ray starts with no less."""
+ATTEMPTS = 4
+"""Workers that one job may lose before the job is at fault."""
+
+
+class Cluster:
+    """A connection to Ray; ``close`` ends it, and with it all that was started here.
+
+    Without ``address`` Ray is started on this machine: on the loopback interface alone, without dashboard and
+    usage statistics, its processes tied to the life of this one. A connection that this process has already is
+    shared, and left as it is.
+
+    Args:
+        address: Of the head, ``HOST:PORT`` or ``auto``.
+        cores: Of a cluster started here.
+        store_mib: Shared memory of a cluster started here.
+
+    Raises:
+        PrivFedError: Ray is not installed, or nobody answers there, or there is no such memory.
+    """
+
+    def __init__(self, address: str | None, cores: int, store_mib: int) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise PrivFedError("needs Ray", where='executor = "ray"', remedy="pip install 'privfed[ray]'")
+        # Read when Ray is imported. The last one: Ray shall not hide GPUs from actors that ask for none.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        with _quietly():
+            import ray
+        self._owned = not ray.is_initialized()
+        self._folder: str | None = None
+        if not self._owned:
+            return
+        if address is None:
+            self._start(cores, store_mib)
+            return
+        try:
+            with _quietly():
+                ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise PrivFedError(
+                f"no Ray cluster answers: {reason}",
+                where="ray.address",
+                value=address,
+                remedy="See docs/cluster.md",
+            ) from None
+
+    def _start(self, cores: int, store_mib: int) -> None:
+        import ray
+
+        shared = "/dev/shm"  # noqa: S108 - where Ray puts the store, and nothing of ours
+        if os.path.isdir(shared) and (free := shutil.disk_usage(shared).free) < store_mib * MIB:
+            raise SettingError(
+                f"the object store needs {store_mib:,} MiB, and {free // MIB:,} MiB are free in {shared}",
+                where="ray.object_store_mib",
+                remedy='Use a smaller population, or executor = "local"',
+            )
+        # Short: the paths of its sockets may have about a hundred letters.
+        self._folder = tempfile.mkdtemp(prefix="pf-ray-")
+        with _quietly():
+            ray.init(
+                address="local",
+                num_cpus=cores,
+                object_store_memory=store_mib * MIB,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=self._folder,
+            )
+
+    @property
+    def cores(self) -> int:
+        """Of all machines."""
+        import ray
+
+        return int(ray.cluster_resources().get("CPU", 0))
+
+    def close(self) -> None:
+        """End the connection."""
+        import ray
+
+        if self._owned:
+            with _quietly():
+                ray.shutdown()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            self._owned = False
+
+
+class Crew:
+    """Actors that do jobs; one that dies is replaced, and its job done again by whoever is free.
+
+    Args:
+        start: Makes an actor; called again for each that is lost.
+        size: How many.
+    """
+
+    def __init__(self, start: Callable[[], Any], size: int) -> None:
+        self._start = start
+        self._free = deque(start() for _ in range(size))
+        self._busy: dict[Any, Any] = {}
+        self.size, self.lost = size, 0
+
+    def run(self, method: str, jobs: Sequence[tuple[Any, ...]], ahead: int) -> Iterator[Any]:
+        """The results of ``method`` with the arguments of each job, in the order of the jobs.
+
+        No more than ``ahead`` results wait for an earlier one.
+
+        Raises:
+            PrivFedError: A job loses worker after worker, or the cluster is gone.
+        """
+        import ray
+        from ray import exceptions
+
+        dead = (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.WorkerCrashedError)
+        left, under_way = deque(range(len(jobs))), dict[Any, int]()
+        done, losses, wanted = dict[int, Any](), [0] * len(jobs), 0
+        try:
+            while wanted < len(jobs):
+                while self._free and left and left[0] < wanted + ahead:
+                    worker, job = self._free.popleft(), left.popleft()
+                    future = getattr(worker, method).remote(*jobs[job])
+                    under_way[future], self._busy[future] = job, worker
+                (ready, *_), _ = ray.wait(list(under_way), num_returns=1)
+                worker, job = self._busy.pop(ready), under_way.pop(ready)
+                try:
+                    done[job] = ray.get(ready)
+                    self._free.append(worker)
+                except dead as error:
+                    self._replace(worker)
+                    losses[job] += 1
+                    if losses[job] == ATTEMPTS:
+                        raise PrivFedError(
+                            f"{ATTEMPTS} workers died over the same clients: {_first_line(error)}",
+                            where='executor = "ray"',
+                            remedy="Look for the reason (often memory) in Ray's logs; the run goes on from its checkpoint",
+                        ) from None
+                    left.appendleft(job)
+                except exceptions.RayTaskError as error:
+                    self._free.append(worker)
+                    raise error.cause from error
+                while wanted in done:
+                    yield done.pop(wanted)
+                    wanted += 1
+        finally:
+            # Whoever still works for a caller that has given up is free when done: its next job waits for that.
+            for future in under_way:
+                self._free.append(self._busy.pop(future))
+
+    def _replace(self, worker: Any) -> None:
+        import ray
+
+        self.lost += 1
+        with suppress(Exception):  # it is dead, or cannot be reached
+            ray.kill(worker)
+        self._free.append(self._start())
+
+    def close(self) -> None:
+        """End the actors."""
+        import ray
+
+        for worker in [*self._free, *self._busy.values()]:
+            with suppress(Exception):
+                ray.kill(worker)
+        self._free.clear()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Ray leaves files to the collector, and takes the handler of SIGTERM, which is the training's."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if main else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if main and handler is not None:
+            signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,114 @@
+"""Ray's actors give the bits of ``local``, whoever of them dies; one cluster serves all tests of this file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from privfed.errors import PrivFedError
+from privfed.executors.local import LocalClientWork, configure_threads
+from privfed.federated.client_work import Conditions, LocalTraining
+from privfed.models.build import build_model
+
+configure_threads()
+
+SEED, CLIENTS = (3, 1), 40
+TRAINING = LocalTraining(0.1, 2, 5)
+UNDER = Conditions(0.5)
+
+
+def population():
+    rng = np.random.default_rng(5)
+    sizes = rng.integers(0, 25, CLIENTS)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    pixels = rng.integers(0, 256, (offsets[-1], 8, 8, 1)).astype(np.uint8)
+    return pixels, rng.integers(0, 10, offsets[-1]).astype(np.int32), offsets
+
+
+def cohort():
+    return np.random.default_rng(1).permutation(CLIENTS)[:31].tolist()
+
+
+def same(left, right, names):
+    for name in names:
+        np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
+
+
+SUM = ("total", "clients", "norms", "finite", "loss_sum", "correct", "seen")
+UPDATES = ("clients", "deltas", "examples", "loss_sum", "correct", "seen")
+
+
+def joined(chunks):
+    chunks = list(chunks)
+    return {name: np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in UPDATES}
+
+
+def test_parts_alone_decide_the_bits_of_a_sum():
+    model = build_model("softmax", (8, 8, 1), 10)
+    weights = model.initial_vector(1)
+
+    def total(threads, parts):
+        work = LocalClientWork(model, *population(), TRAINING, threads=threads, parts=parts, path="loop")
+        return work.clipped_sum(weights, cohort(), SEED, 0.3)
+
+    plain = total(3, None)
+    same(plain, total(1, 3), SUM)
+    same(plain, total(2, 3), SUM)
+    assert (total(1, 1).total != plain.total).any()
+
+
+def test_ray_that_is_not_installed_is_named_in_one_line(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    from privfed.executors.ray_cluster import Cluster
+
+    with pytest.raises(PrivFedError, match=r"needs Ray.*privfed\[ray\]"):
+        Cluster(None, 1, 100)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """What the tests share: an executor that finds Ray running does not start it again, and leaves it on."""
+    pytest.importorskip("ray")
+    from privfed.executors.ray_cluster import Cluster
+
+    cluster = Cluster(None, 4, 200)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def four(cluster):
+    """An executor with four actors, who take seconds each to start."""
+    from privfed.executors.ray import RayClientWork
+
+    model = build_model("mlp", (8, 8, 1), 10)
+    with RayClientWork(model, *population(), TRAINING, parts=3, workers=4) as work:
+        yield model, work
+
+
+def with_workers(work, count):
+    """The same executor with the first ``count`` of its actors."""
+    from privfed.executors.ray_cluster import Crew
+
+    fewer = work.under(UNDER)
+    fewer._crew = Crew(iter(list(work._crew._free)).__next__, count)
+    return fewer
+
+
+@pytest.mark.slow
+# Ray leaves files and processes to the collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+class TestOnRay:
+    @pytest.mark.parametrize("workers", [1, 2, 4])
+    def test_bits_of_local_whatever_the_number_of_workers(self, four, workers):
+        model, work = four[0], with_workers(four[1], workers)
+        weights = model.initial_vector(1)
+        local = LocalClientWork(model, *population(), TRAINING, threads=2, parts=3).under(UNDER)
+        same(local.clipped_sum(weights, cohort(), SEED, 0.3), work.clipped_sum(weights, cohort(), SEED, 0.3), SUM)
+        if workers == 2:
+            exact = local.clipped_sum(weights, cohort(), SEED, 0.3, exact=True)
+            same(exact, work.clipped_sum(weights, cohort(), SEED, 0.3, exact=True), SUM)
+            here, there = (joined(w(weights, cohort(), SEED)) for w in (local, work))
+            for name in UPDATES:
+                np.testing.assert_array_equal(here[name], there[name])
