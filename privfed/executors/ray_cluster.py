@@ -156,7 +156,7 @@ class Crew:
                         raise PrivFedError(
                             f"{ATTEMPTS} workers died over the same clients: {_first_line(error)}",
                             where='executor = "ray"',
-                            remedy="Look for the reason (often memory) in Ray's logs; the run goes on from its checkpoint",
+                            remedy="Look for the reason, often memory; a run goes on from its checkpoint",
                         ) from None
                     left.appendleft(job)
                 except exceptions.RayTaskError as error:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -112,3 +117,47 @@ class TestOnRay:
             here, there = (joined(w(weights, cohort(), SEED)) for w in (local, work))
             for name in UPDATES:
                 np.testing.assert_array_equal(here[name], there[name])
+
+    def test_a_worker_that_is_killed_in_mid_round_costs_no_bit(self, four):
+        import ray
+
+        model, work = four
+        weights, work = model.initial_vector(1), work.under(UNDER)
+        local = LocalClientWork(model, *population(), TRAINING, threads=2, parts=3).under(UNDER)
+        victim = work._crew._free[0]
+        pid = ray.get(victim.__ray_call__.remote(lambda shard: os.getpid()))
+        victim.__ray_call__.remote(lambda shard: time.sleep(60))  # its part of the round waits behind this
+        threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
+        same(local.clipped_sum(weights, cohort(), SEED, 0.3), work.clipped_sum(weights, cohort(), SEED, 0.3), SUM)
+        assert work.lost_workers == 1
+        assert len(work._crew._free) == 4
+        assert victim not in work._crew._free
+
+    def test_a_job_that_kills_whoever_takes_it_is_given_up(self, cluster):
+        import ray
+
+        from privfed.executors.ray_cluster import ATTEMPTS, Crew
+
+        class Fragile:
+            def work(self, deadly):
+                if deadly:
+                    os._exit(1)
+                return os.getpid()
+
+        crew = Crew(ray.remote(num_cpus=0)(Fragile).remote, 2)
+        with pytest.raises(PrivFedError, match=rf"{ATTEMPTS} workers died over the same clients"):
+            list(crew.run("work", [(False,), (True,), (False,)], 3))
+        assert crew.lost == ATTEMPTS
+        assert len(set(crew.run("work", [(False,)] * 8, 8))) <= 2
+        crew.close()
+
+    def test_an_error_in_an_actor_is_the_callers(self, four):
+        model, work = four
+        with pytest.raises(ValueError, match="clip_norm must be positive"):
+            work.clipped_sum(model.initial_vector(1), cohort(), SEED, -1.0)
+
+    def test_more_workers_than_cores_are_refused(self, cluster, four):
+        from privfed.executors.ray import RayClientWork
+
+        with pytest.raises(PrivFedError, match=r"ray\.workers: the cluster has 4 cores"):
+            RayClientWork(four[0], *population(), TRAINING, parts=1, workers=5)
