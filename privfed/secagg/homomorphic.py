@@ -4,12 +4,11 @@ A key holder, who is neither the server nor a client, makes a key pair for each 
 public key, the server adds ciphertexts, and the key holder decrypts their sum for it (the setting of Phong et al.
 2018 and of BatchCrypt, Zhang et al. 2020, with one holder of the key in the place of all clients).
 
-BFV (Fan and Vercauteren 2012) computes with integers modulo a prime t. Ring elements of b bits are encrypted as the
-integers from 0 to 2^b - 1, and t is larger than any sum of the cohort's: the sum is that of the integers, and
+BFV (Fan and Vercauteren 2012) computes with integers modulo a prime t. Ring elements of b bits are encrypted as
+the integers from 0 to 2^b - 1, and t is larger than any sum of the cohort's: the sum is that of the integers, and
 modulo 2^b it is the ring's, to the last bit, wherever the ring wraps around. CKKS would add an error, and its
-decryptions give the key away to whom they are shown (Li and Micciancio 2021). Here decryption cannot fail, which is
-what that attack needs of an exact scheme (Cheon et al. 2024): ``BfvParams`` bounds the noise at its worst, not on
-average.
+decryptions give the key away to whom they are shown (Li and Micciancio 2021). Exact schemes have that weakness
+where decryption can fail (Cheon et al. 2024); here it cannot: ``BfvParams`` bounds the noise at its worst.
 
 What holds against whom: ``docs/homomorphic.md``. Keys and noise are SEAL's, whose generator (BLAKE2Xb) is seeded
 by the operating system or the processor; nothing takes a seed.
@@ -37,8 +36,10 @@ SHAPES = ((4096, (54, 55)), (4096, (36, 36, 37)), (8192, (54, 54, 55)))
 2018, table 1: at most 109 bits at degree 4096 and 218 at 8192); the last prime is SEAL's for key switching."""
 LARGEST_ERROR = 21
 """Of a coefficient of the noise that SEAL draws: a centred binomial of 42 bits."""
+LEAST_PLAIN_BITS = 20
+"""Of t, of which SEAL needs it to be 1 modulo twice the degree."""
 MOST_PLAIN_BITS = 59
-"""Of t: SEAL takes 60, and t is taken one bit longer than the largest sum."""
+"""Of t, which is one bit longer than the largest sum; SEAL takes 60."""
 
 Ciphertexts = tuple[bytes, ...]
 """One vector, encrypted: a serialized ciphertext for every ``degree`` coordinates."""
@@ -70,10 +71,12 @@ class BfvParams:
             ParameterError: Sums are too long for SEAL's plaintext modulus.
         """
         ring.check_bits(ring_bits)
-        plain_bits = (clients * (2**ring_bits - 1)).bit_length() + 1
+        plain_bits = max(LEAST_PLAIN_BITS, (clients * (2**ring_bits - 1)).bit_length() + 1)
         if plain_bits <= MOST_PLAIN_BITS:
             for degree, coefficient_bits in SHAPES:
-                params = cls(clients, ring_bits, degree, coefficient_bits, plain_bits)
+                # SEAL takes the largest primes of given lengths: t of another length is coprime to all of them.
+                length = next(b for b in range(plain_bits, 64) if b not in coefficient_bits)
+                params = cls(clients, ring_bits, degree, coefficient_bits, length)
                 if params.largest_noise < params.noise_limit:
                     return params
         raise ParameterError(
@@ -204,7 +207,7 @@ class HomomorphicSum:
     """A sum under BFV among clients, server and key holder of this process; keys are new for every sum.
 
     Its totals, survivors and aborts are those of ``RingSum``. By itself the scheme needs no client any more once
-    the ciphertexts have come: the threshold is a rule for the sake of privacy, which the server is trusted to keep.
+    the ciphertexts have come: the threshold is a rule for privacy's sake, which the server is trusted to keep.
 
     Attributes:
         threshold: As in ``RingSum``.
