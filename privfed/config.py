@@ -266,9 +266,11 @@ class Privacy(Section):
 class SecureAggregation(Section):
     """``[secure_aggregation]``: how the server comes to the sum."""
 
-    mode: Literal["off", "ring", "protocol"] = "off"
+    mode: Literal["off", "ring", "protocol", "bfv"] = "off"
     """``off``: floating-point sums. ``ring``: sums of integers in the clear, to the same bits as ``protocol``, a
-    simulation's shortcut that protects nobody. ``protocol``: masking, every message really made."""
+    simulation's shortcut that protects nobody. ``protocol``: masking, every message really made. ``bfv``: the same
+    integers under homomorphic encryption, decrypted by a key holder that must not work with the server; needs
+    ``privfed[homomorphic]``."""
     threshold: Annotated[int, Field(ge=2)] | None = None
     """Survivors a round needs; never less than more than half of cohort and colluders together."""
     ring_bits: Annotated[int, Field(ge=8, le=64)] | Literal["auto"] = 32

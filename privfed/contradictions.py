@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from privfed.config import Settings
 
 
+ENCRYPTED_BITS = 40
+"""Of the widest ring in mode ``bfv``: it leaves 18 bits of the encrypted integers for the clients' number."""
+
+
 class Contradiction(ValueError):  # noqa: N818 - it says what it is
     """Two settings that cannot both hold; pydantic wraps it, ``settings_file`` takes it out again."""
 
@@ -59,6 +63,15 @@ def _check_masking(settings: Settings) -> None:
             f'secure_aggregation.mode = "{masking.mode}" encodes updates in a ring of fixed width, which '
             "needs a bound on each of them",
             "Set privacy.clip_norm",
+        )
+    if masking.mode == "bfv" and (masking.ring_bits == "auto" or masking.ring_bits > ENCRYPTED_BITS):
+        raise Contradiction(
+            "secure_aggregation.ring_bits",
+            masking.ring_bits,
+            "whole sums are encrypted as integers of at most 59 bits, and a wide ring leaves no room for them"
+            if masking.ring_bits != "auto"
+            else "what it takes, several coordinates in a ring of 64 bits, is too wide to be encrypted",
+            f"Give a number from 8 to {ENCRYPTED_BITS}",
         )
     expected = settings.expected_cohort
     needed = masking.threshold or 2

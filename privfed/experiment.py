@@ -32,6 +32,7 @@ from privfed.federated.evaluation import Evaluator
 from privfed.federated.rates import RateSchedule
 from privfed.federated.round import Round
 from privfed.federated.scaffold import Scaffold
+from privfed.federated.secure_sums import secure_sum_of
 from privfed.federated.server_update import OPTIMIZERS, ServerOptimizer
 from privfed.federated.streams import Streams
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, train
@@ -45,7 +46,6 @@ from privfed.privacy.mechanisms import ExampleGaussian, Mechanism, NoMechanism
 from privfed.privacy.plan import PrivacyPlan
 from privfed.privacy.sampling import SamplingScheme
 from privfed.schemes import sampling_scheme
-from privfed.secagg import ProtocolSum, RingSum
 from privfed.transcript import Plan
 
 
@@ -101,7 +101,7 @@ class Experiment:
             dimension=self.model.dimension,
             bands=privacy.bands,
             ring_bits=32 if masking.ring_bits == "auto" else masking.ring_bits,  # integer noise refuses "auto"
-            masked=masking.mode == "protocol",
+            masked=masking.mode in ("protocol", "bfv"),
             threshold=masking.threshold or 2,
             colluders=masking.colluders,
             seed=self.settings.training.seed,
@@ -260,16 +260,19 @@ class Experiment:
             yield work if self.audited is None else self.audited.join(work)
 
     def aggregation(self) -> Aggregation:
-        """From updates to their sum, by the chosen mode."""
+        """From updates to their sum, by the chosen mode.
+
+        Raises:
+            SettingError: The mode needs a library that is not installed.
+        """
         masking, privacy = self.settings.secure_aggregation, self.settings.privacy
         if masking.mode == "off" or privacy.clip_norm is None:
             return PlainAggregation()
-        protocol = masking.mode == "protocol"
         return RingAggregation(
-            secure_sum=_masked_sum if protocol else _plain_sum,
+            secure_sum=secure_sum_of(masking.mode),
             ring_bits=None if masking.ring_bits == "auto" else masking.ring_bits,
             threshold=masking.threshold,
-            masked=protocol,
+            masked=masking.mode != "ring",
             colluders=masking.colluders,
         )
 
@@ -336,7 +339,7 @@ class Experiment:
     def without_canaries(self) -> Experiment:
         """The same training without the audit's canaries, to measure what they cost; masks change no sum."""
         masking = self.settings.secure_aggregation
-        if masking.mode == "protocol":
+        if masking.mode in ("protocol", "bfv"):
             masking = masking.model_copy(update={"mode": "ring"})
         updates = {"audit": AuditSettings(), "secure_aggregation": masking}
         return replace(self, settings=self.settings.model_copy(update=updates))
@@ -358,14 +361,6 @@ class Experiment:
         if self.noise_multiplier is None:
             return None
         return LedgerSpending(ledger, self.mechanism, self.sampling)
-
-
-def _masked_sum(round_number: int, threshold: int, model: bytes, ring_bits: int) -> ProtocolSum:
-    return ProtocolSum(round_number, threshold, model=model, ring_bits=ring_bits)
-
-
-def _plain_sum(round_number: int, threshold: int, model: bytes, ring_bits: int) -> RingSum:
-    return RingSum(threshold, ring_bits)
 
 
 @dataclass(frozen=True)

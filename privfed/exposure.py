@@ -69,9 +69,10 @@ def probes(experiment: Experiment) -> list[Setting]:
     plan, summed = replace(plan, clip_norm=clip), dict(list(clipped.items())[:cohort])
     behind = f"clip to {clip:g}"
     found.append(_probe(behind, plan, single, weights, {c: clipped[c] for c in first}, Observer.SERVER))
-    behind = f"{behind}, masked sum of {len(summed)}"
-    if e.settings.secure_aggregation.mode == "protocol" and len(summed) > 1:
-        masked = replace(plan, mode="protocol")
+    mode = e.settings.secure_aggregation.mode
+    behind = f"{behind}, {'encrypted' if mode == 'bfv' else 'masked'} sum of {len(summed)}"
+    if mode in ("protocol", "bfv") and len(summed) > 1:
+        masked = replace(plan, mode=mode)
         found.append(_probe(behind, masked, single, weights, summed, Observer.SERVER))
     drawn = np.random.default_rng([e.settings.attacks.seed, *b"probe"]).normal(0.0, noise, len(weights))
     behind = f"clip to {clip:g}, sum of {len(summed)}, noise"

@@ -144,7 +144,7 @@ def _shadow(experiment: Experiment, half: Population, seed: int) -> Experiment:
         share = half.clients / experiment.population.clients
         size = min(half.clients, max(1, round(cohort.size * share)))
         updates["cohort"] = cohort.model_copy(update={"size": size})
-    if masking.mode == "protocol":
+    if masking.mode in ("protocol", "bfv"):
         updates["secure_aggregation"] = masking.model_copy(
             update={"mode": "ring", "threshold": None, "colluders": 0}
         )

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 _MODEL = 3 * 4 + 8
 """Bytes a coordinate: the first, the current and the new model in float32, and the sum in float64."""
-_RECORDED = {"off": 8, "ring": 8, "protocol": 16}
+_RECORDED = {"off": 8, "ring": 8, "protocol": 16, "bfv": 8}
 """Bytes a coordinate of each client in a recorded round: its update, and what arrived instead."""
-_UNDER_WAY = {"off": 4, "ring": 8, "protocol": 8}
+_UNDER_WAY = {"off": 4, "ring": 8, "protocol": 8, "bfv": 8}
 """Bytes a coordinate of each client while a cohort's vectors are there together: the update, and its encoding."""
 
 
@@ -32,11 +32,11 @@ def estimate(experiment: Experiment) -> dict[str, int]:
     cohort = round(clients * (settings.cohort.rate or 1.0) if expected is None else expected)
     recorded = len(experiment.recorded_rounds)
     parts = {"the model and its sum": _MODEL * dimension}
-    if mode == "protocol" or recorded:
-        # Masking decodes what it received in every round, recorded or not.
+    if mode in ("protocol", "bfv") or recorded:
+        # Masking decodes what it received in every round, recorded or not; encryption, what was sent.
         together = max(1, recorded) * _RECORDED[mode] + _UNDER_WAY[mode]
         words = f"updates of {cohort:,} clients in {max(1, recorded)} recorded rounds"
-        parts[words if recorded else f"updates of {cohort:,} clients under masking"] = (
+        parts[words if recorded else f"updates of {cohort:,} clients under secure aggregation"] = (
             together * cohort * dimension
         )
     if settings.training.algorithm == "scaffold":

@@ -128,12 +128,13 @@ def train_protected(
     ``observe`` after each round.
 
     Raises:
-        SettingError: There is no memory for it.
+        SettingError: There is no memory for it, or a library is missing.
         Stopped: A signal asked for it; the same command goes on from there.
         OutputError: The folder holds a training with real clients that is not finished: nobody else goes on.
     """
     if not served:  # real clients hold their updates themselves
         check_memory(experiment)
+        experiment.aggregation()  # a missing library is better told before anything is written
     if folder is None:
         _introduce(experiment, console)
         return _train(experiment, None, None, TRAINING, console)

@@ -17,6 +17,10 @@ release             the public initial model and the final one  the same
 An active server may call clients dropped that are not; keys are signed by identities that it does not hand out
 (``docs/secure-aggregation.md`` has the rest). That it may craft the model is not played here.
 
+Mode "bfv" is mode "protocol" with ciphertexts, which are not kept, in the place of masked uploads, and with one
+difference: whatever a server has decrypted is decrypted, so that an active one sees every client's update. The key
+holder, who is none of these observers, sees the sums that it decrypts; together with the server, every update.
+
 Mode "ring" is a simulator's shortcut that sums unmasked integers: it claims no protection, and its view is
 the plain one.
 """
@@ -66,6 +70,11 @@ class Kind(str, Enum):
     MODEL_DIFFERENCE = "difference of models"
 
 
+def sees_sums_only(mode: str, observer: Observer) -> bool:
+    """Whether ``observer``, a server, is kept from single updates by an aggregation in ``mode``."""
+    return mode == "protocol" or (mode == "bfv" and observer is not Observer.ACTIVE_SERVER)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The public plan of a run: what every participant, and so every observer, knows.
@@ -80,7 +89,7 @@ class Plan:
         noise_stddev: Standard deviation per coordinate of all noise in the sum that makes a model; 0 when none.
         client_noise_stddev: Of the noise that each client adds to its own update, and that is in sums of them.
         divisor: What the server divides the sum by (the expected cohort, or the survivors' weight: ``None``).
-        mode: ``off``, ``ring`` or ``protocol``.
+        mode: ``off``, ``ring``, ``protocol`` or ``bfv``.
         weighted: Whether updates are weighted by their clients' example counts.
         local_steps: Steps of a client in one round, in place of passes; ``None`` where ``local_epochs`` counts.
         momentum: Of the clients' steps. The first step of a round has none.
@@ -153,7 +162,8 @@ class RoundRecord:
         updates: Survivors' clipped (and, where encoded, rounded) updates times their weights, by client: ``[d]``.
             Of real clients that mask them nobody has any: then it is empty.
         shares: Weight of each survivor's update; 1 in unweighted averaging.
-        uploads: Masked vectors as the server received them, decoded to update units; empty unless masked.
+        uploads: Masked vectors as the server received them, decoded to update units; empty unless masked, and
+            under encryption.
         total: Sum of the survivors' updates before noise, ``[d]``.
         threshold: Survivors that the sum needed; ``None`` where it needed none.
         rate_factor: On the clients' learning rate in this round.
@@ -189,7 +199,7 @@ class Transcript:
             observations = self._release()
         elif observer is Observer.CLIENT:
             observations = [self._difference(record) for record in self.records]
-        elif self.plan.mode != "protocol":
+        elif not sees_sums_only(self.plan.mode, observer):
             observations = [o for record in self.records for o in _client_updates(record, self.plan)]
         else:
             taken = 0 if observer is Observer.SERVER else colluders

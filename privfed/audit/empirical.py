@@ -16,7 +16,7 @@ from privfed.audit.watched import Watched
 from privfed.privacy.accounting import ObservedRelease, Release, by_observer
 from privfed.privacy.errors import PrivacyError
 from privfed.privacy.mechanisms import CorrelatedGaussian, DistributedNoise
-from privfed.transcript import Observer
+from privfed.transcript import Observer, sees_sums_only
 
 Real = NDArray[np.float64]
 
@@ -112,22 +112,23 @@ class Seen:
     rounds: int
 
 
-def seen_by_observers(watched: Watched, notes: Notes, moved: Real, *, masked: bool) -> Seen:
+def seen_by_observers(watched: Watched, notes: Notes, moved: Real, *, mode: str) -> Seen:
     """What each observer scores canaries on.
 
     Args:
         watched: The mechanism as it was audited.
         notes: After the last round.
         moved: Released weights less initial weights, ``[d]``.
-        masked: Whether the server sees sums only.
+        mode: Of the aggregation, which says what servers see sums only.
     """
     length = max(float(np.linalg.norm(moved)), 1e-300)
     final: Real = (watched.canaries.directions @ moved.astype(np.float32)).astype(np.float64) / length
-    server, models = _server(watched, notes, masked=masked), _models(watched, notes)
+    models = _models(watched, notes)
     release = Vantage(
         "the final model's difference from the first", final, None, ("Gaussian fit to the cosine", final)
     )
-    vantages = dict.fromkeys(SERVERS, server) | {Observer.CLIENT: models, Observer.RELEASE: release}
+    servers = {o: _server(watched, notes, masked=sees_sums_only(mode, o)) for o in SERVERS}
+    vantages = servers | {Observer.CLIENT: models, Observer.RELEASE: release}
     rounds = int(np.isfinite(notes.survivors).sum())
     return Seen(vantages, watched.canaries.included, len(moved), rounds)
 

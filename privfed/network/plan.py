@@ -39,7 +39,13 @@ def check_servable(settings: Settings) -> None:
             True,
             "weighs by the numbers of examples of all, which are private",
         ),
-        "secure_aggregation.mode": (masking.mode == "ring", masking.mode, "hides nothing from the server"),
+        "secure_aggregation.mode": (
+            masking.mode in ("ring", "bfv"),
+            masking.mode,
+            "hides nothing from the server"
+            if masking.mode == "ring"
+            else "needs a key holder beside server and clients, and no message to one is defined",
+        ),
         "audit.canaries": (bool(settings.audit.canaries), settings.audit.canaries, "makes clients up"),
         "executor": (settings.executor != "local", settings.executor, "trains everybody in one place"),
     }

@@ -44,6 +44,7 @@ MODES = {
     "off": "Off: the server sees every client's update.",
     "ring": "Ring: the encoded integers are summed without masks. A simulator's shortcut that hides nothing.",
     "protocol": "Protocol: the server receives masked updates and learns their sum.",
+    "bfv": "BFV: the server adds ciphertexts that it cannot read, and a key holder decrypts their sum for it.",
 }
 # What HTML cannot carry; a carriage return would also come back as a line feed when the page is read again.
 _UNPRINTABLE = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160)), "\ufffd") | {13: "\n"}

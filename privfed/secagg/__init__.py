@@ -1,4 +1,4 @@
-"""Secure aggregation by pairwise masking, as a library of its own.
+"""Secure aggregation by pairwise masking, or by homomorphic encryption, as a library of its own.
 
 Clients let a server learn the sum of their vectors and nothing else about them, even when some vanish half way and
 even when the server and some of the clients break the protocol: Bonawitz et al. 2017 in the malicious setting, on
@@ -11,6 +11,7 @@ from privfed.secagg.bounds import Adversary, Guarantee, guarantee_for
 from privfed.secagg.client import Client
 from privfed.secagg.codec import FixedPointCodec
 from privfed.secagg.errors import LocalError, RemoteError, RoundAborted, SecAggError
+from privfed.secagg.homomorphic import HomomorphicSum
 from privfed.secagg.identities import Directory, Identity
 from privfed.secagg.params import SecAggParams, majority
 from privfed.secagg.server import Server
@@ -26,6 +27,7 @@ __all__ = [
     "Directory",
     "FixedPointCodec",
     "Guarantee",
+    "HomomorphicSum",
     "Identity",
     "LocalError",
     "ProtocolSum",

@@ -1,6 +1,7 @@
 """Sums of a cohort's ring vectors: by the real protocol among clients of this process, or in the clear.
 
-Both give bit-identical totals and agree on who survives and when a round aborts.
+Both, and the sum under encryption in ``homomorphic.py``, give bit-identical totals and agree on who survives
+and when a round aborts.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class SumResult:
     Attributes:
         total: Sum of the survivors' inputs modulo the ring, ``[dimension]``.
         survivors: Clients in the sum, ascending.
-        uploads: What the server received from each survivor, ``[dimension]``: masked, or plain from ``RingSum``.
+        uploads: What the server received from each survivor, ``[dimension]``: masked, or plain from ``RingSum``;
+            none from ``HomomorphicSum``, whose ciphertexts are no vectors of the ring.
         bytes_per_stage: Bytes from clients to server by stage, in lower case.
         seconds_per_stage: Wall time by the same stages, all parties together.
     """
@@ -98,7 +100,7 @@ class ProtocolSum:
 
     def sum(self, inputs: Inputs, dropouts: Dropouts) -> SumResult:
         """As ``SecureSum.sum``; the server never holds an input without its masks."""
-        client_ids, threshold, bits = _admit(inputs, dropouts, self.ring_bits, self.threshold, self.degree)
+        client_ids, threshold, bits = admit(inputs, dropouts, self.ring_bits, self.threshold, self.degree)
         first = inputs[client_ids[0]]
         params = SecAggParams(
             session=secrets.token_bytes(MIN_SESSION_BYTES) if self.session is None else self.session,
@@ -145,7 +147,7 @@ class ProtocolSum:
             return outgoing
 
         def alive(stage: Stage) -> list[int]:
-            return _senders(client_ids, dropouts, stage)
+            return senders(client_ids, dropouts, stage)
 
         def answers(stage: Stage, incoming: Mapping[int, ToClient]) -> Iterable[ToServer]:
             for client_id in alive(stage):
@@ -183,12 +185,8 @@ class RingSum:
     def sum(self, inputs: Inputs, dropouts: Dropouts) -> SumResult:
         """As ``SecureSum.sum``: the server sees every survivor's input."""
         started = time.perf_counter()
-        client_ids, threshold, bits = _admit(inputs, dropouts, self.ring_bits, self.threshold)
-        for stage in Stage:
-            left = len(_senders(client_ids, dropouts, stage))
-            if left < threshold:
-                raise RoundAborted(stage, left, threshold)
-        uploads = {i: inputs[i].copy() for i in client_ids if arrives(dropouts.get(i, Stage.UNMASK))}
+        client_ids, threshold, bits = admit(inputs, dropouts, self.ring_bits, self.threshold)
+        uploads = {i: inputs[i].copy() for i in arrivals(client_ids, dropouts, threshold)}
         total = np.zeros_like(inputs[client_ids[0]])
         for vector in uploads.values():
             ring.reduce(vector, bits)
@@ -198,13 +196,26 @@ class RingSum:
         return SumResult(total, tuple(uploads), uploads, sent, {"input": time.perf_counter() - started})
 
 
-def _senders(client_ids: tuple[int, ...], dropouts: Dropouts, stage: Stage) -> list[int]:
+def senders(client_ids: tuple[int, ...], dropouts: Dropouts, stage: Stage) -> list[int]:
     """Clients that send the message of ``stage``."""
     last_sent = {client_id: dropouts.get(client_id, Stage.UNMASK) for client_id in client_ids}
     return [client_id for client_id, last in last_sent.items() if last is not None and last >= stage]
 
 
-def _admit(
+def arrivals(client_ids: tuple[int, ...], dropouts: Dropouts, threshold: int) -> tuple[int, ...]:
+    """Clients whose inputs arrive, ascending, in a round that ends as the protocol's would.
+
+    Raises:
+        RoundAborted: In some stage fewer than ``threshold`` clients are left.
+    """
+    for stage in Stage:
+        left = len(senders(client_ids, dropouts, stage))
+        if left < threshold:
+            raise RoundAborted(stage, left, threshold)
+    return tuple(i for i in client_ids if arrives(dropouts.get(i, Stage.UNMASK)))
+
+
+def admit(
     inputs: Inputs, dropouts: Dropouts, ring_bits: int | None, threshold: int | None, degree: int | None = None
 ) -> tuple[tuple[int, ...], int, int]:
     """The clients, the threshold and the width of the ring, all of which may go together."""
@@ -229,5 +240,5 @@ def _admit(
             )
     if holders < needed:
         # A random cohort may come out too small: that ends the round, not the training.
-        raise RoundAborted(Stage.ADVERTISE_KEYS, len(_senders(client_ids, dropouts, Stage.ADVERTISE_KEYS)), needed)
+        raise RoundAborted(Stage.ADVERTISE_KEYS, len(senders(client_ids, dropouts, Stage.ADVERTISE_KEYS)), needed)
     return client_ids, needed, bits

@@ -44,7 +44,7 @@ def judged(e: Experiment, state: Any, weights: Any) -> dict[Observer, ObserverFi
     claims = {observer: guarantee.epsilon for observer, guarantee in e.guarantees().items()}
     spent = [e.mechanism.releases(e.sampling)] * e.rounds
     moved = weights.astype(float) - e.initial_weights
-    seen = seen_by_observers(watched, watched.notes(state), moved, masked=False)
+    seen = seen_by_observers(watched, watched.notes(state), moved, mode="off")
     found = findings(seen, spent, claims, 1e-4)
     return {finding.observer: finding for finding in found}
 
@@ -211,7 +211,7 @@ def test_every_mechanism_is_scored_by_every_observer(kind: str) -> None:
     claims = {o: g.epsilon for o, g in by_observer(a.spent, 1e-3).items()}
     protected, servers_see = CLAIMED[kind]
     assert set(claims) == protected
-    seen = seen_by_observers(a.watched, a.notes, a.weights - a.initial, masked=False)
+    seen = seen_by_observers(a.watched, a.notes, a.weights - a.initial, mode="off")
     found = findings(seen, a.spent, claims, 1e-3)
     for one in found:
         assert not one.flagged, one
@@ -239,7 +239,7 @@ def test_a_tenth_of_the_noise_is_flagged(kind: str, observer: Observer, canaries
     a = train(kind, canaries=canaries)
     strong = [[replace(s, release=_scaled(s.release, 10.0)) for s in one] for one in a.spent]
     claims = {o: g.epsilon for o, g in by_observer(strong, 1e-3).items()}
-    seen = seen_by_observers(a.watched, a.notes, a.weights - a.initial, masked=False)
+    seen = seen_by_observers(a.watched, a.notes, a.weights - a.initial, mode="off")
     found = findings(seen, a.spent, claims, 1e-3)
     assert next(one for one in found if one.observer is observer).flagged
 

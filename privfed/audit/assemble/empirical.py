@@ -25,7 +25,7 @@ def seen_canaries(m: Material) -> Seen | None:
     watched = e.audited.mechanism
     moved = m.result.weights.astype(np.float64) - e.initial_weights
     notes = watched.notes(m.result.mechanism_state)
-    return seen_by_observers(watched, notes, moved, masked=e.plan.mode == "protocol")
+    return seen_by_observers(watched, notes, moved, mode=e.plan.mode)
 
 
 def canaries_of(m: Material) -> ev.Canaries | None:

@@ -7,24 +7,26 @@ from collections.abc import Sequence
 
 from privfed.audit import evidence as ev
 from privfed.audit.assemble.material import Material, guarantees_of, terms_of
-from privfed.transcript import Observer
+from privfed.transcript import Observer, sees_sums_only
 from privfed.verdict import best_attack
 
 
 def _sees(m: Material, observer: Observer) -> str:
-    masked = m.experiment.plan.mode == "protocol"
+    mode = m.experiment.plan.mode
     settings = m.experiment.settings.secure_aggregation
     if observer is Observer.RELEASE:
         return "the public initial model and the final model"
     if observer is Observer.CLIENT:
         return "every broadcast model (worst case)"
-    if not masked:
+    if mode == "bfv" and observer is Observer.ACTIVE_SERVER:
+        return "any client's update: the key holder decrypts what it is given"
+    if not sees_sums_only(mode, observer):
         return "every client's update"
     if observer is Observer.ACTIVE_SERVER:
         return f"the sum of as few clients as a round needs, less those of {settings.colluders} colluding clients"
     if observer is Observer.SERVER_WITH_COLLUDERS:
         return f"the survivors' sum less the updates of {settings.colluders} colluding clients"
-    return "masked uploads and the survivors' sum"
+    return f"{'ciphertexts' if mode == 'bfv' else 'masked uploads'} and the survivors' sum"
 
 
 def observer_of(m: Material, observer: Observer, attacks: Sequence[ev.AttackEvidence]) -> ev.ObserverEvidence:

@@ -102,6 +102,19 @@ def trust_of(m: Material) -> list[ev.TrustAssumption]:
                 "sums of fewer clients, down to single updates",
             ),
         ]
+    elif masking.mode == "bfv":
+        found += [
+            (
+                "The key holder",
+                "decrypt nothing but the sum of a cohort, and share its key with nobody",
+                "each client's update is exposed to whoever has key and ciphertexts",
+            ),
+            (
+                "The server",
+                "have nothing decrypted but the sum of all that arrived",
+                "any client's update it likes: the key holder cannot tell a sum from it",
+            ),
+        ]
     elif mechanism not in ("local", "dp_sgd"):
         found.append(
             (

@@ -84,6 +84,11 @@ def secure_aggregation_of(m: Material) -> ev.SecureAggregation:
         "clients have each other's identity keys from somebody else than the server",
         f"no more than {masking.colluders} clients of a cohort work with the server",
     )
+    encrypted = (
+        "the key holder, neither server nor client, works with no server and gives its key to nobody",
+        "the server follows the protocol: it has the sum of all arrivals decrypted, and nothing else",
+        "ring learning with errors is hard at 128 bits (SEAL's parameters)",
+    )
     return ev.SecureAggregation(
         mode=masking.mode,
         threshold=_threshold_rule(masking) if on else None,
@@ -98,7 +103,7 @@ def secure_aggregation_of(m: Material) -> ev.SecureAggregation:
         )
         if on
         else None,
-        assumptions=conditions if masking.mode == "protocol" else (),
+        assumptions={"protocol": conditions, "bfv": encrypted}.get(masking.mode, ()),
         **_bound(m),
     )
 

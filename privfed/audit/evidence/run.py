@@ -118,7 +118,7 @@ class StageCost(Part):
 class SecureAggregation(Part):
     """How the server came to the sums."""
 
-    mode: Literal["off", "ring", "protocol"]
+    mode: Literal["off", "ring", "protocol", "bfv"]
     threshold: str | None
     """The rule, in words."""
     ring_bits: Count | None
