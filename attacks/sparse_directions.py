@@ -109,11 +109,14 @@ class Split:
         gradients: ``[b, units]``, exactly zero where they are within the noise of it.
         contradictions: Of the gradients that are zero, the share whose unit is on by its input and the weights,
             those before the local steps and those after: near 0 for a right answer, near 1/2 for a wrong one.
+        leverage: How far the worst direction hangs on a single one of its zeros: 1 when without it a multiple of
+            another example's could be added to it, so that its zeros do not say which.
     """
 
     inputs: Matrix
     gradients: Matrix
     contradictions: float
+    leverage: float
 
 
 class Search:
@@ -149,6 +152,14 @@ class Search:
     def hopeless(self) -> bool:
         """Whether there are too few units with a gradient to tell one direction from another."""
         return len(self._rows) < 2 * self._factors.rank
+
+    def rebuilt(self, inputs: Matrix) -> Split | None:
+        """The split whose inputs are ``inputs`` ``[b, inputs]``, of the same span."""
+        scaled = (self._factors.left * self._factors.values).T
+        complete = np.hstack([inputs, np.ones((len(inputs), 1))])
+        directions = np.linalg.lstsq(complete.T, scaled.T, rcond=None)[0].T
+        lengths = np.linalg.norm(directions, axis=0)
+        return None if (lengths == 0).any() else self._split(directions / lengths)
 
     def advance(self, rng: np.random.Generator) -> Split | None:
         """One round of guesses; a split as soon as there are as many independent directions as examples."""
@@ -400,4 +411,16 @@ class Search:
         off = self._live & ~on
         always_on = np.all([inputs @ w > 0 for w in self._weights], axis=0)
         contradictions = float(np.mean(always_on[off])) if off.any() else 1.0
-        return Split(inputs[:, :-1], np.where(on, gradients, 0.0), contradictions)
+        leverage = max(self._leverage(zero) for zero in off)
+        return Split(inputs[:, :-1], np.where(on, gradients, 0.0), contradictions, leverage)
+
+    def _leverage(self, zero: NDArray[np.bool_]) -> float:
+        """The largest of any of the units ``zero`` ``[units]`` in the rank ``b − 1`` that an example's zeros have."""
+        rank = self._factors.rank
+        if rank == 1:
+            return 0.0
+        rows = self._factors.right[zero]
+        if len(rows) < rank:
+            return 1.0
+        left, values, _ = np.linalg.svd(rows, full_matrices=False)
+        return 1.0 if values[-2] <= 1e-6 * values[0] else float(np.sum(left[:, :-1] ** 2, axis=1).max())
