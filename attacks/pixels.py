@@ -43,6 +43,6 @@ def on_grid(images: Images) -> NDArray[np.bool_]:
 
 
 def made_of_bytes(images: Images) -> bool:
-    """Whether all of ``images`` ``[k, ...]`` are bytes, each with enough shades of grey for that to be no accident."""
+    """Whether all of ``images`` ``[k, ...]`` are bytes, each with too many grey pixels for an accident."""
     grey = np.count_nonzero((images > 1 / LEVELS) & (images < 1 - 1 / LEVELS), axis=tuple(range(1, images.ndim)))
     return bool((grey >= SHADES).all() and on_grid(images).all())

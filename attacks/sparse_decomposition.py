@@ -88,10 +88,13 @@ class SparseDecomposition:
                 f"{factors.rank} examples are behind the vector, and no ReLU follows the first layer of model "
                 f"{model.name}: there are no zeros to tell them apart by"
             )
-        split = self._search(observation, model, factors, rng)
-        return _checked(observation, model, factors, split)
+        split, leverage = self._search(observation, model, factors, rng)
+        return _checked(observation, model, factors, split, leverage)
 
-    def _search(self, observation: Observation, model: Model, factors: Factors, rng: np.random.Generator) -> Split:
+    def _search(
+        self, observation: Observation, model: Model, factors: Factors, rng: np.random.Generator
+    ) -> tuple[Split, float]:
+        """The best split, and how far it hangs on single zeros (``Search.leverage``)."""
         start = np.asarray(observation.weights, np.float64)
         step = observation.vector / max(observation.contributors, 1e-300)
         # A vector that dwarfs the model is no sum of updates in their own units: it leads nowhere.
@@ -131,7 +134,7 @@ class SparseDecomposition:
                 f"the decomposition contradicts the model: {best.contradictions:.0%} of the units that should be "
                 "off are on"
             )
-        return best
+        return best, search.leverage(best)
 
 
 def _unmixed(search: Search, split: Split) -> tuple[Split, tuple[float, float]]:
@@ -191,7 +194,7 @@ def _bent(observation: Observation, model: Model, split: Split) -> tuple[float, 
     return bent, along.argmax(axis=0), len(every)
 
 
-def _checked(observation: Observation, model: Model, factors: Factors, split: Split) -> Guess:
+def _checked(observation: Observation, model: Model, factors: Factors, split: Split, leverage: float) -> Guess:
     """Labels, and the residual: each example's own gradient is taken again and set beside its part.
 
     After one step they are parallel. Several steps bend them, and then it is the zeros that speak for the
@@ -202,7 +205,7 @@ def _checked(observation: Observation, model: Model, factors: Factors, split: Sp
     bent, labels, evaluations = _bent(observation, model, split)
     doubt = 2 * split.contradictions
     if not made_of_bytes(split.inputs):
-        doubt = max(doubt, UNDECIDED if split.leverage > HANGING else 0.0)
+        doubt = max(doubt, UNDECIDED if leverage > HANGING else 0.0)
     elif split.contradictions < CERTAIN:
         doubt = 0.0
     residual = bent if factors.rank == 1 and labels is not None else min(bent, doubt)

@@ -109,14 +109,11 @@ class Split:
         gradients: ``[b, units]``, exactly zero where they are within the noise of it.
         contradictions: Of the gradients that are zero, the share whose unit is on by its input and the weights,
             those before the local steps and those after: near 0 for a right answer, near 1/2 for a wrong one.
-        leverage: How far the worst direction hangs on a single one of its zeros: 1 when without it a multiple of
-            another example's could be added to it, so that its zeros do not say which.
     """
 
     inputs: Matrix
     gradients: Matrix
     contradictions: float
-    leverage: float
 
 
 class Search:
@@ -160,6 +157,26 @@ class Search:
         directions = np.linalg.lstsq(complete.T, scaled.T, rcond=None)[0].T
         lengths = np.linalg.norm(directions, axis=0)
         return None if (lengths == 0).any() else self._split(directions / lengths)
+
+    def leverage(self, split: Split) -> float:
+        """How far the worst of the examples hangs on a single one of its zeros: 1 when it does altogether.
+
+        Without that zero a multiple of another example's gradients could be added to its own, so that the zeros
+        do not say which is right.
+        """
+        rank = self._factors.rank
+        if rank == 1:
+            return 0.0
+        worst = 0.0
+        for gradient in split.gradients:
+            rows = self._factors.right[self._live & (gradient == 0)]
+            if len(rows) < rank:
+                return 1.0
+            left, values, _ = np.linalg.svd(rows, full_matrices=False)
+            if values[-2] <= 1e-6 * values[0]:
+                return 1.0
+            worst = max(worst, float(np.sum(left[:, :-1] ** 2, axis=1).max()))
+        return worst
 
     def advance(self, rng: np.random.Generator) -> Split | None:
         """One round of guesses; a split as soon as there are as many independent directions as examples."""
@@ -411,16 +428,4 @@ class Search:
         off = self._live & ~on
         always_on = np.all([inputs @ w > 0 for w in self._weights], axis=0)
         contradictions = float(np.mean(always_on[off])) if off.any() else 1.0
-        leverage = max(self._leverage(zero) for zero in off)
-        return Split(inputs[:, :-1], np.where(on, gradients, 0.0), contradictions, leverage)
-
-    def _leverage(self, zero: NDArray[np.bool_]) -> float:
-        """The largest of any of the units ``zero`` ``[units]`` in the rank ``b − 1`` that an example's zeros have."""
-        rank = self._factors.rank
-        if rank == 1:
-            return 0.0
-        rows = self._factors.right[zero]
-        if len(rows) < rank:
-            return 1.0
-        left, values, _ = np.linalg.svd(rows, full_matrices=False)
-        return 1.0 if values[-2] <= 1e-6 * values[0] else float(np.sum(left[:, :-1] ** 2, axis=1).max())
+        return Split(inputs[:, :-1], np.where(on, gradients, 0.0), contradictions)

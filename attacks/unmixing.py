@@ -2,8 +2,8 @@
 
 Where one example's direction is open by a multiple of another's, a decomposition that fits the zeros of ReLU has
 ``(1 − t) x + t y`` in the place of ``x``, and ``y`` as it is. Where ``x`` is black the mixture is ``t y``, so that
-``t`` is the ratio of the two, and as ``x`` is nowhere below zero it is the lowest of all ratios, or the highest for
-``t > 1``. White pixels say the same of what is missing to one. Which ``t`` is right is decided by the levels of bytes.
+``t`` is the ratio of the two, and as ``x`` is nowhere below zero it is the lowest of all ratios, or the highest
+for ``t > 1``. White pixels say the same of what is missing to one. The levels of bytes decide which is right.
 """
 
 from __future__ import annotations
@@ -67,4 +67,4 @@ def _shares(mixture: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray
             alike[np.abs(ratios - ratios[first]) <= ALIKE] = 0
         found += [float(ratios[0]), float(ratios[-1])]
     shares = np.array(found)
-    return shares[(np.abs(shares) > 10 * ALIKE) & (np.abs(shares - 1) > 10 * ALIKE)]
+    return np.asarray(shares[(np.abs(shares) > 10 * ALIKE) & (np.abs(shares - 1) > 10 * ALIKE)])
