@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.first_layer import input_gradients, relu_follows
 from attacks.gradient import estimate_gradient
-from attacks.pixels import on_grid, snap
+from attacks.pixels import made_of_bytes, on_grid, snap
 from attacks.sparse_directions import Factors, Matrix, Search, Split, factorise
+from attacks.unmixing import unmix
 from privfed.models.functional import Model
 from privfed.transcript import Observation, Observer, View
 
@@ -34,6 +35,11 @@ NOTHING = 10
 """Rounds after which a search that has not found one example's zeros is given up: there are too many examples."""
 NOISY = 10.0
 """So many times what noise leaves over of the gradient may be left over of the parts."""
+HANGING = 0.9
+"""Leverage of a zero above which the zeros do not determine the split: right ones have up to 0.9999, wrong ones
+from 0.94 on, measured on local steps; between them images of bytes decide."""
+UNDECIDED = 1.0
+"""Residual of a decomposition that nothing speaks for."""
 PLAUSIBLE = 0.1
 """A share of contradictions that is still taken for an answer when the search has run its rounds."""
 
@@ -82,10 +88,13 @@ class SparseDecomposition:
                 f"{factors.rank} examples are behind the vector, and no ReLU follows the first layer of model "
                 f"{model.name}: there are no zeros to tell them apart by"
             )
-        split = self._search(observation, model, factors, rng)
-        return _checked(observation, model, factors, split)
+        split, leverage = self._search(observation, model, factors, rng)
+        return _checked(observation, model, factors, split, leverage)
 
-    def _search(self, observation: Observation, model: Model, factors: Factors, rng: np.random.Generator) -> Split:
+    def _search(
+        self, observation: Observation, model: Model, factors: Factors, rng: np.random.Generator
+    ) -> tuple[Split, float]:
+        """The best split, and how far it hangs on single zeros (``Search.leverage``)."""
         start = np.asarray(observation.weights, np.float64)
         step = observation.vector / max(observation.contributors, 1e-300)
         # A vector that dwarfs the model is no sum of updates in their own units: it leads nowhere.
@@ -108,8 +117,7 @@ class SparseDecomposition:
                 break
             if split is None:
                 continue
-            # Images of bytes by accident are rarer than units that happen not to contradict a wrong one.
-            rank = (float(np.count_nonzero(~on_grid(split.inputs))), split.contradictions)
+            split, rank = _unmixed(search, split)
             if rank < lowest:
                 left = min(left, PATIENCE) if best is None else left
                 best, lowest = split, rank
@@ -126,7 +134,24 @@ class SparseDecomposition:
                 f"the decomposition contradicts the model: {best.contradictions:.0%} of the units that should be "
                 "off are on"
             )
-        return best
+        return best, search.leverage(best)
+
+
+def _unmixed(search: Search, split: Split) -> tuple[Split, tuple[float, float]]:
+    """The split, or what it gives when its mixtures are taken apart, and how it ranks: the lower the better.
+
+    Images of bytes by accident are rarer than units that happen not to contradict a wrong one: so they come first.
+    """
+    rank = _rank(split)
+    apart = unmix(split.inputs) if split.contradictions <= PLAUSIBLE else None
+    better = None if apart is None else search.rebuilt(apart)
+    if better is not None and _rank(better) < rank:
+        return better, _rank(better)
+    return split, rank
+
+
+def _rank(split: Split) -> tuple[float, float]:
+    return float(np.count_nonzero(~on_grid(split.inputs))), split.contradictions
 
 
 def _layer(model: Model, vector: NDArray[np.float64]) -> tuple[Matrix, Matrix]:
@@ -169,15 +194,20 @@ def _bent(observation: Observation, model: Model, split: Split) -> tuple[float, 
     return bent, along.argmax(axis=0), len(every)
 
 
-def _checked(observation: Observation, model: Model, factors: Factors, split: Split) -> Guess:
+def _checked(observation: Observation, model: Model, factors: Factors, split: Split, leverage: float) -> Guess:
     """Labels, and the residual: each example's own gradient is taken again and set beside its part.
 
     After one step they are parallel. Several steps bend them, and then it is the zeros that speak for the
-    decomposition; the smaller of the two counts.
+    decomposition, or that all its pixels are bytes; the smaller of the two counts. Where zeros leave an example
+    open by a multiple of another, they say nothing: such a split contradicts nothing however wrong it is.
     """
     flat = snap(split.inputs)
     bent, labels, evaluations = _bent(observation, model, split)
     doubt = 2 * split.contradictions
+    if not made_of_bytes(split.inputs):
+        doubt = max(doubt, UNDECIDED if leverage > HANGING else 0.0)
+    elif split.contradictions < CERTAIN:
+        doubt = 0.0
     residual = bent if factors.rank == 1 and labels is not None else min(bent, doubt)
     moved = float(np.sqrt(np.mean((flat - split.inputs) ** 2)))
     order = np.argsort(-np.linalg.norm(split.gradients, axis=1), kind="stable")

@@ -150,6 +150,34 @@ class Search:
         """Whether there are too few units with a gradient to tell one direction from another."""
         return len(self._rows) < 2 * self._factors.rank
 
+    def rebuilt(self, inputs: Matrix) -> Split | None:
+        """The split whose inputs are ``inputs`` ``[b, inputs]``, of the same span."""
+        scaled = (self._factors.left * self._factors.values).T
+        complete = np.hstack([inputs, np.ones((len(inputs), 1))])
+        directions = np.linalg.lstsq(complete.T, scaled.T, rcond=None)[0].T
+        lengths = np.linalg.norm(directions, axis=0)
+        return None if (lengths == 0).any() else self._split(directions / lengths)
+
+    def leverage(self, split: Split) -> float:
+        """How far the worst of the examples hangs on a single one of its zeros: 1 when it does altogether.
+
+        Without that zero a multiple of another example's gradients could be added to its own, so that the zeros
+        do not say which is right.
+        """
+        rank = self._factors.rank
+        if rank == 1:
+            return 0.0
+        worst = 0.0
+        for gradient in split.gradients:
+            rows = self._factors.right[self._live & (gradient == 0)]
+            if len(rows) < rank:
+                return 1.0
+            left, values, _ = np.linalg.svd(rows, full_matrices=False)
+            if values[-2] <= 1e-6 * values[0]:
+                return 1.0
+            worst = max(worst, float(np.sum(left[:, :-1] ** 2, axis=1).max()))
+        return worst
+
     def advance(self, rng: np.random.Generator) -> Split | None:
         """One round of guesses; a split as soon as there are as many independent directions as examples."""
         rank = self._factors.rank

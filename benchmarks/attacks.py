@@ -184,7 +184,10 @@ def local_update(row: Row, model: Any, start: NDArray[np.float32], x: Any, y: An
 
 @dataclass(frozen=True)
 class Outcome:
-    """One target: whether it succeeded, the lowest PSNR of its images, and seconds on clock and CPU."""
+    """One target: whether it succeeded, the lowest PSNR of its images, and seconds on clock and CPU.
+
+    ``verified`` is whether ``auto`` would call the answer verified; ``None`` for attacks that are not asked.
+    """
 
     success: float
     psnr: float
@@ -192,10 +195,13 @@ class Outcome:
     cpu_seconds: float
     failure: str | None = None
     residual: float = float("nan")
+    verified: bool | None = None
 
 
 def attack_images(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int) -> Outcome:
     from attacks import GradientMatching, LocalTraining, attempt, create
+    from attacks.auto import STEP_PROOF, is_verified, unexplained
+    from attacks.base import Guess
     from attacks.published_matching import DLG, IDLG
     from attacks.scoring import score
     from privfed.transcript import Kind, Observation, Observer, Plan, View
@@ -216,14 +222,19 @@ def attack_images(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int)
     }
     attack = makers[row.attack](**row.settings) if row.attack in makers else create(row.attack)
     start = time.process_time()
-    found = attempt(attack, View(Observer.SERVER, plan, model, (seen,)), 0, np.random.default_rng(seed))
+    view = View(Observer.SERVER, plan, model, (seen,))
+    found = attempt(attack, view, 0, np.random.default_rng(seed))
     cpu = time.process_time() - start
     if found.failure is not None:
         return Outcome(0.0, 0.0, found.seconds, cpu, found.failure)
     scores = score(found.images, found.labels, x / 255, y)
     lowest = min(s.psnr for s in scores) if len(scores) == row.batch else 0.0
     success = sum(s.psnr >= row.psnr for s in scores) / row.batch if row.each else float(lowest >= row.psnr)
-    return Outcome(success, lowest, found.seconds, cpu, None, found.residual)
+    verified = None
+    if row.attack in STEP_PROOF:
+        guess = Guess(found.images, found.labels, found.residual, found.evaluations)
+        verified = is_verified(view, seen, row.attack, guess, unexplained(view, seen, guess)[0])
+    return Outcome(success, lowest, found.seconds, cpu, None, found.residual, verified)
 
 
 def attack_labels(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int) -> Outcome:
@@ -262,6 +273,7 @@ def figures(row: Row, outcomes: list[Outcome], first: int) -> dict[str, Any]:
     rate = statistics.fmean(o.success for o in outcomes)
     seconds = statistics.median(o.seconds for o in outcomes)
     psnr = [o.psnr for o in outcomes if o.psnr == o.psnr]
+    verified = [o.verified for o in outcomes if o.verified is not None]
     failures: dict[str, int] = {}
     for outcome in outcomes:
         if outcome.failure:
@@ -279,10 +291,17 @@ def figures(row: Row, outcomes: list[Outcome], first: int) -> dict[str, Any]:
         "cpu_seconds_median": statistics.median(o.cpu_seconds for o in outcomes),
         "cpu_seconds_longest": max(o.cpu_seconds for o in outcomes),
         "wrong": [
-            {"target": first + i, "psnr": o.psnr, "residual": o.residual, "seconds": o.seconds}
+            {
+                "target": first + i,
+                "psnr": o.psnr,
+                "residual": o.residual,
+                "verified": o.verified,
+                "seconds": o.seconds,
+            }
             for i, o in enumerate(outcomes)
             if o.success < 1 and not o.failure
         ],
+        "verified_rate": statistics.fmean(verified) if verified else None,
         "failures": failures,
         "required": {"psnr": row.psnr, "success_rate": row.rate, "seconds_median": row.seconds},
         "reached": rate >= row.rate and (row.seconds is None or seconds <= row.seconds),
@@ -325,7 +344,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*ROWS, *attacks_text.ROWS, *attacks_active.ROWS, *attacks_membership.ROWS]
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--row", choices=[*names, "all"])
+    what.add_argument("--row", choices=[*names, "all"], nargs="+", help="One or several; or all.")
     what.add_argument("--peers", choices=[*attacks_peers.PEERS, "none"], help="Side by side on LeNet's gradients.")
     parser.add_argument("--batch", type=int, default=1, help="Images behind a gradient, side by side.")
     parser.add_argument("--targets", type=int, help="Observations attacked; the row's own number by default.")
@@ -366,7 +385,8 @@ def main() -> None:
         print(json.dumps(compared, indent=2) if arguments.json else attacks_peers.markdown(compared))
         return
     results = {}
-    for name in names if arguments.row == "all" else [arguments.row]:
+    chosen = names if "all" in arguments.row else arguments.row
+    for name in chosen:
         result = {
             "row": name,
             **measure(name, arguments.targets, arguments.data, not arguments.json, arguments.first),
@@ -380,7 +400,7 @@ def main() -> None:
                 f"{result['seconds_median']:.3f} s{'' if result['reached'] else ', NOT REACHED'}"
             )
     if arguments.json:
-        print(json.dumps(results if arguments.row == "all" else results[arguments.row], indent=2))
+        print(json.dumps(results[chosen[0]] if len(chosen) == 1 else results, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""PrivFed's gradient matching, and DLG and iDLG as published, on exported models; see ``attacks_peers.py``."""
+"""PrivFed's attacks, and DLG and iDLG as published, on exported models; see ``attacks_peers.py``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from attacks import GradientMatching, RecursiveAnalytic, attempt
+from attacks import Auto, GradientMatching, RecursiveAnalytic, attempt
 from attacks.published_matching import DLG, IDLG
 from privfed.models.zoo import ZOO
 from privfed.transcript import Kind, Observation, Observer, Plan, View
 
 ATTACKS: dict[str, Callable[[int], Any]] = {
+    "auto": lambda batch: Auto(),
     "gradient_matching": lambda batch: GradientMatching(iterations=1000, batch=batch, starts=6),
     "recursive_analytic": lambda batch: RecursiveAnalytic(),
     "dlg": lambda batch: DLG(iterations=300, batch=batch),
