@@ -206,13 +206,17 @@ class LocalClientWork(ClientWork):
 
         def add_up(share: NDArray[np.int64]) -> NDArray[np.float64]:
             total, path = np.zeros(self._model.dimension), free.get()
-            with tf.device(self._device):
-                for piece in self._data.in_parts(path.pieces(ids[share])):
-                    here = share[piece]
-                    part, squared[here], loss_sum[here], correct[here] = path(start, ids[here], seed, rate, bound)
-                    total += part
-                    self._data.give_back()
-            free.put(path)
+            try:
+                with tf.device(self._device):
+                    for piece in self._data.in_parts(path.pieces(ids[share])):
+                        here = share[piece]
+                        part, squared[here], loss_sum[here], correct[here] = path(
+                            start, ids[here], seed, rate, bound
+                        )
+                        total += part
+                        self._data.give_back()
+            finally:
+                free.put(path)
             return total
 
         # Clients without examples send zeros: nothing to train.
