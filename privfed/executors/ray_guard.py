@@ -2,7 +2,7 @@
 
 Of an owner that is killed, Ray's two agents live on for minutes. This process waits until its standard input
 closes or its parent is no longer ``PARENT_PID``; then it kills whatever was started with ``FOLDER``, the cluster's
-own, in its command line, and removes the folder. A script that imports the standard library only: it starts at once.
+own, in its command line, and removes the folder. It imports the standard library only: it starts at once.
 """
 
 from __future__ import annotations
