@@ -47,7 +47,6 @@ class Cluster:
             raise PrivFedError("needs Ray", where='executor = "ray"', remedy="pip install 'privfed[ray]'")
         # Read when Ray is imported. The last one: Ray shall not hide GPUs from actors that ask for none.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with _quietly():
