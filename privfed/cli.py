@@ -187,6 +187,10 @@ def sweep(
     baseline: Annotated[
         Path | None, typer.Option(help="CSV with epsilon,accuracy,label: another system's curve.")
     ] = None,
+    executor: Annotated[str, typer.Option(help="Where trials train: local, or ray for a cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of Ray's cluster; started here when not given.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     as_json: AsJson = False,
 ) -> None:
@@ -197,7 +201,9 @@ def sweep(
 
     console = Console(quiet=as_json)
     base = Base(experiment, tuple(overrides))
-    result = run_sweep(base, vary, seeds, jobs, out, console, baseline=baseline)
+    result = run_sweep(
+        base, vary, seeds, jobs, out, console, baseline=baseline, executor=executor, address=address
+    )
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:

@@ -105,6 +105,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "privfed.config",
         "privfed.console",
         "privfed.errors",
+        "privfed.executors.ray_cluster",
         "privfed.files",
         "privfed.privacy",
         "privfed.report",

@@ -5,7 +5,7 @@ Whoever trains a part, thread or machine, gets the bits that everybody else woul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,9 @@ def cut(sizes: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
     return [part for part in found if len(part)]
 
 
-def total_of(totals: Sequence[NDArray[np.float64]], dimension: int) -> NDArray[np.float64]:
-    """The sum of the parts' sums, in their order; zeros ``[dimension]`` without any."""
-    total = np.zeros(dimension) if not totals else totals[0].copy()
-    for part in totals[1:]:
+def total_of(totals: Iterable[NDArray[np.float64]], dimension: int) -> NDArray[np.float64]:
+    """The sum of the parts' sums ``[dimension]``, one after the other."""
+    total = np.zeros(dimension)
+    for part in totals:
         total += part
     return total

@@ -147,12 +147,16 @@ class RayClientWork(ClientWork):
         shares = [np.flatnonzero(sizes > 0)[part] for part in cut(sizes[sizes > 0], self._parts)]
         jobs = [(start, ids[share], tuple(seed), clip_norm, exact, self._conditions) for share in shares]
         norms, loss_sum, correct = np.zeros((3, len(ids)))
-        finite, totals = np.ones(len(ids), bool), []
-        for share, got in zip(shares, self._crew.run("clipped_sum", jobs, len(jobs)), strict=True):
-            totals.append(got.total)
-            norms[share], finite[share] = got.norms, got.finite
-            loss_sum[share], correct[share] = got.loss_sum, got.correct
-        total, seen = total_of(totals, self._dimension), self._training.seen(sizes)
+        finite = np.ones(len(ids), bool)
+
+        def totals() -> Iterator[NDArray[np.float64]]:
+            ahead = _JOBS_EACH * self._crew.size
+            for share, got in zip(shares, self._crew.run("clipped_sum", jobs, ahead), strict=True):
+                norms[share], finite[share] = got.norms, got.finite
+                loss_sum[share], correct[share] = got.loss_sum, got.correct
+                yield got.total
+
+        total, seen = total_of(totals(), self._dimension), self._training.seen(sizes)
         return ClippedSum(total, tuple(ids.tolist()), norms, finite, loss_sum, correct, seen)
 
     def _broadcast(self, weights: Vector) -> Any:

@@ -6,6 +6,8 @@ import importlib.util
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import warnings
@@ -15,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from privfed.errors import PrivFedError, SettingError
+from privfed.executors import ray_guard
 
 MIB = 1 << 20
 LEAST_STORE_MIB = 80
@@ -50,6 +53,7 @@ class Cluster:
             import ray
         self._owned = not ray.is_initialized()
         self._folder: str | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         if not self._owned:
             return
         if address is None:
@@ -79,6 +83,11 @@ class Cluster:
             )
         # Short: the paths of its sockets may have about a hundred letters.
         self._folder = tempfile.mkdtemp(prefix="pf-ray-")
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", ray_guard.__file__, str(os.getpid()), self._folder],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # the keyboard's interrupt is for this process
+        )
         with _quietly():
             ray.init(
                 address="local",
@@ -87,6 +96,7 @@ class Cluster:
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
+                _system_config={"enable_metrics_collection": False},
                 _node_ip_address="127.0.0.1",
                 _temp_dir=self._folder,
             )
@@ -105,8 +115,8 @@ class Cluster:
         if self._owned:
             with _quietly():
                 ray.shutdown()
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
+            if self._guard is not None:
+                self._guard.communicate()
             self._owned = False
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from privfed import __version__
 from privfed.console import Console
-from privfed.errors import Stopped
+from privfed.errors import SettingError, Stopped
 from privfed.files import write_text
 from privfed.sweep.campaign import LOGS, Campaign, claimed
 from privfed.sweep.cost import search_cost, select
@@ -34,6 +34,8 @@ def run_sweep(
     *,
     baseline: Path | None = None,
     runner: Runner | None = None,
+    executor: str = "local",
+    address: str | None = None,
 ) -> Sweep:
     """Run all trials that are not done yet, and write ``sweep.json``, ``sweep.csv`` and ``sweep.html``.
 
@@ -46,6 +48,8 @@ def run_sweep(
         console: For progress.
         baseline: A CSV file with another system's curve.
         runner: In place of worker processes.
+        executor: Where the workers are: ``local`` or ``ray``.
+        address: Of Ray's cluster; of one on this machine when not given.
 
     Raises:
         PrivFedError: Something was refused, before anything was run.
@@ -56,7 +60,14 @@ def run_sweep(
     points = read_baseline(baseline) if baseline else ()
     settings = base.settings()
     against = settings.privacy.against
-    with claimed(out, FILES) as folders, Pool(jobs, out / LOGS) as pool:
+    if executor == "ray" and settings.executor == "ray":
+        raise SettingError(
+            "trials on Ray train on one machine each",
+            where="executor",
+            value="ray",
+            remedy='Set executor = "local"',
+        )
+    with claimed(out, FILES) as folders, _pool(executor, address, jobs, out / LOGS) as pool:
         campaign = Campaign(folders, runner or pool, console)
         interrupted = False
         try:
@@ -93,6 +104,20 @@ def write_sweep(sweep: Sweep, out: Path) -> None:
     write_text(out / SWEEP_JSON, dump(sweep))
     write_text(out / SWEEP_CSV, csv_text(sweep))
     write_text(out / SWEEP_HTML, render_sweep(sweep))
+
+
+def _pool(executor: str, address: str | None, jobs: int, logs: Path) -> Pool:
+    if executor == "local":
+        if address is not None:
+            raise SettingError(
+                "is of a Ray cluster", where="--address", value=address, remedy="Add --executor ray"
+            )
+        return Pool(jobs, logs)
+    if executor != "ray":
+        raise SettingError("no such executor", where="--executor", value=executor, remedy="Use local or ray")
+    from privfed.sweep.ray_pool import RayPool
+
+    return RayPool(jobs, logs, address)
 
 
 def show_sweep(sweep: Sweep, out: Path, console: Console) -> None:
