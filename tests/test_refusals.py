@@ -117,6 +117,14 @@ def test_missing_experiment(run: Run, tmp_path: Path) -> None:
             ["secure_aggregation.mode: skellam noise is summed as integers", 'mode = "protocol"'],
         ),
         (
+            ["secure_aggregation.mode=bfv", "secure_aggregation.ring_bits=64"],
+            ["secure_aggregation.ring_bits: whole sums are encrypted", "(got 64)", "Give a number from 8 to 40"],
+        ),
+        (
+            ["secure_aggregation.mode=bfv", "secure_aggregation.ring_bits=auto"],
+            ["secure_aggregation.ring_bits: what it takes, several coordinates", "Give a number from 8 to 40"],
+        ),
+        (
             ["privacy.against=server"],
             ["privacy.against: the mechanism gaussian does not protect from it", "release"],
         ),

@@ -66,6 +66,19 @@ def test_an_active_server_calls_clients_dropped_down_to_the_threshold() -> None:
     assert [o.clients for o in uploads] == [(5,), (8,), (9,)]
 
 
+def test_under_encryption_servers_see_sums_and_an_active_one_what_it_has_decrypted() -> None:
+    transcript = make_transcript("bfv")
+    updates = transcript.records[0].updates
+    (seen,) = transcript.view(Observer.SERVER, MODEL).observations  # no ciphertext is kept
+    assert (seen.kind, seen.clients) == (Kind.SUM, CLIENTS)
+    (rest,) = transcript.view(Observer.SERVER_WITH_COLLUDERS, MODEL, colluders=1).observations
+    np.testing.assert_allclose(rest.vector, seen.vector - updates[CLIENTS[0]], atol=1e-12)
+    chosen = transcript.view(Observer.ACTIVE_SERVER, MODEL, colluders=1).observations
+    assert [o.kind for o in chosen] == [Kind.CLIENT_UPDATE] * 4
+    for one in chosen:
+        np.testing.assert_array_equal(one.vector, updates[one.clients[0]])
+
+
 def test_an_observer_knows_how_much_noise_clients_add() -> None:
     quiet = make_transcript("protocol")
     loud = Transcript(replace(quiet.plan, client_noise_stddev=0.2), *list(vars(quiet).values())[1:])

@@ -17,7 +17,7 @@ from privfed.federated.server_update import sgd
 from privfed.federated.streams import Streams
 from privfed.privacy.mechanisms import AdaptiveClipping, CentralGaussian, LocalGaussian, Mechanism, NoMechanism
 from privfed.privacy.randomness import SeededSource
-from privfed.secagg import FixedPointCodec, ProtocolSum, RingSum, SecureSum, Stage
+from privfed.secagg import FixedPointCodec, HomomorphicSum, ProtocolSum, RingSum, SecureSum, Stage
 from privfed.secagg.packing import packed_bytes
 
 D = 12
@@ -25,7 +25,7 @@ CLIENTS = tuple(range(8))
 DELTAS = np.random.default_rng(1).normal(size=(len(CLIENTS), D)).astype(np.float32)
 WEIGHTS = np.random.default_rng(2).normal(size=D).astype(np.float32)
 CLIP = 2.0
-MODES = ("off", "ring", "protocol")
+MODES = ("off", "ring", "protocol", "bfv")
 
 
 class FixedWork(ClientWork):
@@ -49,9 +49,11 @@ def aggregation(mode: str, bits: int | None = 32) -> Aggregation:
     def secure_sum(number: int, threshold: int, model: bytes, width: int) -> SecureSum:
         if mode == "protocol":
             return ProtocolSum(number, threshold, model=model, ring_bits=width)
+        if mode == "bfv":
+            return HomomorphicSum(threshold, width)
         return RingSum(threshold, width)
 
-    return RingAggregation(secure_sum, bits, None, mode == "protocol")
+    return RingAggregation(secure_sum, bits, None, mode in ("protocol", "bfv"))
 
 
 def run(
@@ -94,7 +96,7 @@ def test_unweighted_average_of_clipped_updates(mode: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [16, 21, 32, 64, None])
-def test_ring_and_protocol_are_bit_identical_with_dropouts_at_every_stage(bits: int | None) -> None:
+def test_ring_protocol_and_encryption_are_bit_identical_with_dropouts_at_every_stage(bits: int | None) -> None:
     dropouts = {0: None, 3: Stage.SHARE_KEYS, 6: Stage.MASKED_INPUT}
     cohort = Cohort(CLIENTS, dropouts)
     ring, protocol = (run(m, cohort=cohort, bits=bits) for m in ("ring", "protocol"))
@@ -107,6 +109,11 @@ def test_ring_and_protocol_are_bit_identical_with_dropouts_at_every_stage(bits: 
     # By itself, three coordinates in a word of 64 bits.
     sent = packed_bytes(len(WEIGHTS), bits) if bits else 8 * -(-len(WEIGHTS) // 3)
     assert ring.metrics.upload_bytes == 6 * sent
+    if bits in (16, 21, 32):
+        encrypted = run("bfv", cohort=cohort, bits=bits)
+        np.testing.assert_array_equal(encrypted.weights, protocol.weights)
+        assert sorted(encrypted.record.updates) == survivors
+        assert not encrypted.record.uploads  # ciphertexts are no vectors
     assert sorted(protocol.record.updates) == survivors
     assert protocol.metrics.survivors == 6
     assert sorted(run("off", cohort=cohort).record.updates) == survivors
@@ -172,7 +179,7 @@ def test_an_empty_cohort_still_gets_its_noise() -> None:
     assert len(released) == 1
 
 
-@pytest.mark.parametrize("mode", ["ring", "protocol"])
+@pytest.mark.parametrize("mode", ["ring", "protocol", "bfv"])
 def test_below_the_threshold_nothing_is_released(mode: str) -> None:
     cohort = Cohort(CLIENTS, dict.fromkeys(range(4), Stage.SHARE_KEYS))
     released: list[Any] = []

@@ -153,6 +153,7 @@ def test_an_update_that_is_not_finite_is_not_sent(tmp_path: Path) -> None:
         ("training", {"algorithm": "scaffold"}, "control variate"),
         ("training", {"weighted": True}, "numbers of examples"),
         ("secure_aggregation", {"mode": "ring"}, "hides nothing"),
+        ("secure_aggregation", {"mode": "bfv"}, "needs a key holder beside server and clients"),
         ("audit", {"canaries": 3}, "makes clients up"),
     ],
 )
