@@ -397,13 +397,17 @@ def main() -> None:
             **measure(name, arguments.targets, arguments.data, not arguments.json, arguments.first),
         }
         results[name] = result
-        if name in attacks_membership.ROWS and not arguments.json:
-            print(attacks_membership.table(result))
-        elif not arguments.json:
-            print(
-                f"{name}: {result['success_rate']:.1%} of {result['targets']}, PSNR {result.get('psnr_median')}, "
-                f"{result['seconds_median']:.3f} s{'' if result['reached'] else ', NOT REACHED'}"
-            )
+        if name in attacks_membership.ROWS:
+            if not arguments.json:
+                print(attacks_membership.table(result))
+            continue
+        # Whoever waits for several rows sees each as it comes.
+        print(
+            f"{name}: {result['success_rate']:.1%} of {result['targets']}, PSNR {result.get('psnr_median')}, "
+            f"{result['seconds_median']:.3f} s{'' if result['reached'] else ', NOT REACHED'}",
+            file=sys.stderr if arguments.json else sys.stdout,
+            flush=True,
+        )
     if arguments.json:
         print(json.dumps(results[chosen[0]] if len(chosen) == 1 else results, indent=2))
 
