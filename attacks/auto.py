@@ -61,6 +61,7 @@ class Auto:
         observers=tuple(Observer),
         knowledge=("what the attacks that it tries use", "the noise in the vector"),
         assumptions=("those of the attack that fired",),
+        inputs=("images", "tokens"),
     )
 
     def invert(self, view: View, index: int, rng: np.random.Generator) -> Guess:

@@ -29,11 +29,13 @@ class ThreatModel:
         observers: Those whose views the attack can work on.
         knowledge: What it uses beside the observed vector.
         assumptions: What must hold for it to succeed.
+        inputs: What the attacked model may be of: ``images``, ``tokens``.
     """
 
     observers: tuple[Observer, ...]
     knowledge: tuple[str, ...]
     assumptions: tuple[str, ...]
+    inputs: tuple[str, ...] = ("images",)
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,8 @@ class Attack(Protocol):
 def attempt(attack: Attack, view: View, index: int, rng: np.random.Generator) -> Reconstruction:
     """Run ``attack`` on one observation, time it, and hold it to its contract.
 
-    Unusable observations (zero, not finite, of the wrong length, moved by control variates) are turned away here
-    for all attacks alike.
+    Unusable observations (zero, not finite, of the wrong length, moved by control variates) and models of other
+    inputs than the attack is made for are turned away here for all attacks alike.
 
     Raises:
         ValueError: The attack broke its contract: shape, range or NaN in its guess.
@@ -151,6 +153,7 @@ def attempt(attack: Attack, view: View, index: int, rng: np.random.Generator) ->
     start = time.perf_counter()
     try:
         _check_usable(view, index)
+        _check_inputs(attack, view)
         guess = attack.invert(view, index, rng)
     except NotInvertible as reason:
         none = np.zeros((0, *view.model.input_shape))
@@ -193,6 +196,11 @@ def _check_usable(view: View, index: int) -> None:
         )
     if not observation.vector.any():
         raise NotInvertible("the observed vector is zero: it carries nothing about any example")
+
+
+def _check_inputs(attack: Attack, view: View) -> None:
+    if view.model.embedding is not None and "tokens" not in attack.threat.inputs:
+        raise NotInvertible(f"the inputs of model {view.model.name} are tokens, and this attack is on images")
 
 
 def _check_guess(name: str, view: View, guess: Guess) -> None:

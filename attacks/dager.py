@@ -58,6 +58,7 @@ class Dager:
             "one local step, or steps so small that the weights hardly move",
             "no noise beyond that of rounding",
         ),
+        inputs=("tokens",),
     )
 
     def invert(self, view: View, index: int, rng: np.random.Generator) -> Guess:

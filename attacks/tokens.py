@@ -32,6 +32,7 @@ class Tokens:
             "the embedding is trained, and is not the output layer too",
             "noise below the change of a row; not every token occurs",
         ),
+        inputs=("tokens",),
     )
 
     def invert(self, view: View, index: int, rng: np.random.Generator) -> Guess:

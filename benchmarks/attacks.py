@@ -61,6 +61,7 @@ class Row:
         settings: Of the attack; of gradient matching alone.
         trained: Steps of SGD (batches of 64, rate 0.1) on the training images before the attack.
         clip: L2 bound of the update, known to the attacker.
+        white: The byte that is one; above 255 pixels are no bytes, as far as an attacker knows them.
     """
 
     attack: str
@@ -79,6 +80,7 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     trained: int = 0
     clip: float | None = None
+    white: int = 255
 
 
 def matching(batch: int, rate: float, seconds: float | None = None, **options: Any) -> Row:
@@ -113,6 +115,9 @@ ROWS = {
     "sparse-decomposition-32": Row("sparse_decomposition", "mlp", WIDE, 32, 80, 0.0, None, targets=20),
     "sparse-decomposition-epochs": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, epochs=10),
     "sparse-decomposition-steps": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, epochs=10, step=2),
+    "sparse-decomposition-steps-float": Row(
+        "sparse_decomposition", "mlp", MLP, 8, 80, 0.0, None, epochs=10, step=2, white=300
+    ),
     "sparse-decomposition-sum": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, clients=4),
     "sparse-decomposition-sum-8": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, clients=8),
     "recursive-analytic": Row("recursive_analytic", "lenet", {}, 1, 100, 1.0, 0.3),
@@ -207,7 +212,7 @@ def attack_images(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int)
     from privfed.transcript import Kind, Observation, Observer, Plan, View
 
     plan = Plan(LEARNING_RATE, row.epochs, row.step or row.batch, 1.0, row.clip, 0.0, None, "off")
-    inputs = x.astype(np.float32) / np.float32(255)
+    inputs = x.astype(np.float32) / np.float32(row.white)
     shares = [slice(i, None, row.clients) for i in range(row.clients)]
     vector = sum(local_update(row, model, weights, inputs[s], y[s]) for s in shares)
     if row.clip is not None:
@@ -227,7 +232,7 @@ def attack_images(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int)
     cpu = time.process_time() - start
     if found.failure is not None:
         return Outcome(0.0, 0.0, found.seconds, cpu, found.failure)
-    scores = score(found.images, found.labels, x / 255, y)
+    scores = score(found.images, found.labels, x / row.white, y)
     lowest = min(s.psnr for s in scores) if len(scores) == row.batch else 0.0
     success = sum(s.psnr >= row.psnr for s in scores) / row.batch if row.each else float(lowest >= row.psnr)
     verified = None
@@ -392,13 +397,17 @@ def main() -> None:
             **measure(name, arguments.targets, arguments.data, not arguments.json, arguments.first),
         }
         results[name] = result
-        if name in attacks_membership.ROWS and not arguments.json:
-            print(attacks_membership.table(result))
-        elif not arguments.json:
-            print(
-                f"{name}: {result['success_rate']:.1%} of {result['targets']}, PSNR {result.get('psnr_median')}, "
-                f"{result['seconds_median']:.3f} s{'' if result['reached'] else ', NOT REACHED'}"
-            )
+        if name in attacks_membership.ROWS:
+            if not arguments.json:
+                print(attacks_membership.table(result))
+            continue
+        # Whoever waits for several rows sees each as it comes.
+        print(
+            f"{name}: {result['success_rate']:.1%} of {result['targets']}, PSNR {result.get('psnr_median')}, "
+            f"{result['seconds_median']:.3f} s{'' if result['reached'] else ', NOT REACHED'}",
+            file=sys.stderr if arguments.json else sys.stdout,
+            flush=True,
+        )
     if arguments.json:
         print(json.dumps(results[chosen[0]] if len(chosen) == 1 else results, indent=2))
 

@@ -157,6 +157,18 @@ def test_odd_batches_give_a_guess_or_a_reason(attack, lab, model, rows):
     assert found.failure or len(found.images)
 
 
+@pytest.mark.parametrize("model", ["cnn", "transformer", "imprinted"])
+def test_any_other_model_gives_a_guess_or_a_reason_in_words(attack, lab, model):
+    place = lab(model)
+    found = attempt(attack, place.view(place.observe([1, 2])), 0, np.random.default_rng(0))
+    if found.failure is None:
+        assert len(found.images) or len(found.tokens)
+        assert np.isfinite(found.residual)
+    else:
+        assert len(found.failure.split()) > 4
+        assert "Error" not in found.failure
+
+
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_constant_images_give_a_guess_or_a_reason(attack, place, value):
     image = np.full((1, *place.model.input_shape), value)
