@@ -143,8 +143,9 @@ def _line(values: Mapping[str, Any]) -> str:
 
 
 def _differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in left:
-        if isinstance(left[key], dict):
-            yield from _differences(left[key], right[key], f"{prefix}{key}.")
-        elif left[key] != right[key]:
-            yield f"there {prefix}{key} is {left[key]!r}, here {right[key]!r}"
+    for key in {**left, **right}:  # a setting that is not used may be left out of one of them
+        there, here = left.get(key), right.get(key)
+        if isinstance(there, dict) and isinstance(here, dict):
+            yield from _differences(there, here, f"{prefix}{key}.")
+        elif there != here:
+            yield f"there {prefix}{key} is {there!r}, here {here!r}"
