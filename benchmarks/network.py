@@ -116,7 +116,12 @@ class FixedHalf:
         encoding = aggregation.encoding(inputs)
         return Expected(len(encoding.zeros()), aggregation.threshold_of(inputs), encoding.codec.ring_bits)
 
-    def __call__(self, number: int, weights: NDArray[np.float32], cohort: int) -> NDArray[Any]:
+    def check_clip(self, number: int, clip_norm: float | None) -> None:
+        """There is nothing to judge."""
+
+    def __call__(
+        self, number: int, weights: NDArray[np.float32], cohort: int, clip_norm: float | None = None
+    ) -> NDArray[Any]:
         if self._load.mode == "off":
             return self._vector
         encoding = self._load.aggregation.encoding(self._load.inputs(number, range(cohort), weights))

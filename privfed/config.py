@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from typing import Annotated, Any, Literal
@@ -178,6 +179,9 @@ class Cohort(Section):
     """Of ``poisson``: each client takes part with this probability, independently."""
     size: Count | None = None
     """Of ``fixed``: so many clients, without replacement. Of ``round_robin``: so many, in a fixed order."""
+    over_selection: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Draw this much more than ``rate`` or ``size`` says, for those that will not answer in time: 0.3 draws 1.3
+    times as many. Everybody who answers counts, ε is of the larger draw, sums are divided by the wanted cohort."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability that a sampled client vanishes in the round, at a stage drawn uniformly."""
 
@@ -190,7 +194,32 @@ class Cohort(Section):
                 raise ValueError(f"{key} is missing: sampling = {self.sampling!r} needs it")
             if key != needed and given:
                 raise ValueError(f"{key} does not go with sampling = {self.sampling!r}: remove it")
+        if self.over_selection and self.sampling == "all":
+            raise ValueError("over_selection does not go with sampling = 'all', which draws everybody: remove it")
+        if self.rate is not None and self.rate * (1 + self.over_selection) > 1 + 1e-12:
+            raise ValueError(
+                f"over_selection = {self.over_selection:g} draws with probability "
+                f"{self.rate * (1 + self.over_selection):g} at rate = {self.rate:g}: lower one of them"
+            )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Runs from before the setting existed keep their fingerprint, and can be gone on with and verified.
+        values: dict[str, Any] = handler(self)
+        if not values["over_selection"]:
+            del values["over_selection"]
+        return values
+
+    @property
+    def drawn_rate(self) -> float | None:
+        """Of ``poisson``: the probability that a client is drawn with, over-selection included."""
+        return None if self.rate is None else min(1.0, self.rate * (1 + self.over_selection))
+
+    @property
+    def drawn_size(self) -> int | None:
+        """Clients that are drawn, over-selection included, where their number is fixed."""
+        return None if self.size is None else math.ceil(self.size * (1 + self.over_selection) - 1e-9)
 
 
 class Privacy(Section):
@@ -394,11 +423,11 @@ class Settings(Section):
 
     @property
     def expected_cohort(self) -> float | None:
-        """Clients in a round: exactly, or on average under Poisson sampling; ``None`` where only the data tell."""
-        if self.cohort.size is not None:
-            return float(self.cohort.size)
+        """Clients drawn in a round: exactly, or on average under Poisson; ``None`` where only the data tell."""
+        if self.cohort.drawn_size is not None:
+            return float(self.cohort.drawn_size)
         clients = self.data.known_clients
-        return None if clients is None else clients * (self.cohort.rate or 1.0)
+        return None if clients is None else clients * (self.cohort.drawn_rate or 1.0)
 
     def fingerprint(self) -> str:
         """SHA-256 over every resolved setting that could change the result."""

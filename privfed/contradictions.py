@@ -48,8 +48,17 @@ def _check_canaries(settings: Settings) -> None:
 
 def _check_cohort(settings: Settings) -> None:
     clients, cohort = settings.data.known_clients, settings.cohort
-    if cohort.size is not None and clients is not None and cohort.size > clients:
+    if cohort.size is None or cohort.drawn_size is None or clients is None:
+        return
+    if cohort.size > clients:
         raise Contradiction("cohort.size", cohort.size, f"there are {clients} clients", "Make it smaller")
+    if cohort.drawn_size > clients:
+        raise Contradiction(
+            "cohort.over_selection",
+            cohort.over_selection,
+            f"it draws {cohort.drawn_size} of {clients} clients at size = {cohort.size}",
+            "Make it or the size smaller",
+        )
 
 
 def _check_masking(settings: Settings) -> None:

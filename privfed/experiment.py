@@ -11,7 +11,6 @@ from pathlib import Path
 from privfed.audited import AuditedTraining, audited_training
 from privfed.config import Attacks as AttackSettings
 from privfed.config import Audit as AuditSettings
-from privfed.config import Cohort as CohortSettings
 from privfed.config import Privacy as PrivacySettings
 from privfed.config import SecureAggregation as SecureAggregationSettings
 from privfed.config import Settings
@@ -45,7 +44,7 @@ from privfed.privacy.ledger_report import spent_releases
 from privfed.privacy.mechanisms import ExampleGaussian, Mechanism, NoMechanism
 from privfed.privacy.plan import PrivacyPlan
 from privfed.privacy.sampling import SamplingScheme
-from privfed.schemes import sampling_scheme
+from privfed.schemes import sampling_scheme, wanted_cohort
 from privfed.transcript import Plan
 
 
@@ -95,6 +94,7 @@ class Experiment:
             clip_norm=privacy.clip_norm,
             population=self.population.clients,
             dropout=self.settings.cohort.dropout,
+            wanted=wanted_cohort(self.settings.cohort, self.population.clients),
             secure=privacy.randomness == "secure",
             quantile=privacy.quantile,
             quantile_rate=privacy.quantile_rate,
@@ -176,10 +176,10 @@ class Experiment:
 
     @cached_property
     def divisor(self) -> float | None:
-        """The expected cohort where it is private who takes part; else the survivors' weight."""
+        """The wanted cohort where it is private who takes part; else the survivors' weight."""
         if self.privacy_plan is None or self.settings.privacy.unit == "example":
             return None
-        return self.privacy_plan.expected_cohort
+        return self.privacy_plan.wanted_cohort
 
     @cached_property
     def server(self) -> ServerOptimizer:
@@ -331,7 +331,7 @@ class Experiment:
                 "privacy": PrivacySettings(),
                 "audit": AuditSettings(),
                 "secure_aggregation": SecureAggregationSettings(),
-                "cohort": self.settings.cohort.model_copy(update={"dropout": CohortSettings().dropout}),
+                "cohort": self.settings.cohort.model_copy(update={"dropout": 0.0, "over_selection": 0.0}),
             }
         )
         return replace(self, settings=settings, noise_multiplier=None)

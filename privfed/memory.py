@@ -29,7 +29,7 @@ def estimate(experiment: Experiment) -> dict[str, int]:
     dimension, settings = experiment.model.dimension, experiment.settings
     clients, mode = experiment.population.clients, settings.secure_aggregation.mode
     expected = settings.expected_cohort
-    cohort = round(clients * (settings.cohort.rate or 1.0) if expected is None else expected)
+    cohort = round(clients * (settings.cohort.drawn_rate or 1.0) if expected is None else expected)
     recorded = len(experiment.recorded_rounds)
     parts = {"the model and its sum": _MODEL * dimension}
     if mode in ("protocol", "bfv") or recorded:

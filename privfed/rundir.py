@@ -144,7 +144,7 @@ def _line(values: Mapping[str, Any]) -> str:
 
 
 def _differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in dict.fromkeys([*left, *right]):
+    for key in {**left, **right}:  # a setting that is not used may be left out of one of them
         there, here = left.get(key), right.get(key)
         if isinstance(there, dict) and isinstance(here, dict):
             yield from _differences(there, here, f"{prefix}{key}.")

@@ -37,6 +37,7 @@ class Inputs:
         integral: Whether they are integers (int64) of the ring already.
         source: A client's randomness, for the rounding.
         model: Digest of the model that all clients were given; the protocol makes them compare it.
+        clip_norm: In force in this round, where it moves from round to round; ``None`` where it stays.
     """
 
     round: int
@@ -46,6 +47,7 @@ class Inputs:
     integral: bool
     source: Callable[[int], RandomSource]
     model: bytes
+    clip_norm: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -339,6 +339,7 @@ class Round:
             self.mechanism.integral,
             lambda client: self.streams.source(Purpose.ROUNDING, terms.round, client),
             hashlib.sha256(weights.tobytes()).digest(),
+            self.mechanism.moving_clip(state),
         )
 
     def _weigh(self, client: int, vector: NDArray[np.float32]) -> Real:

@@ -93,6 +93,7 @@ class Invitation(Frame):
         threshold: Of the masking protocol.
         dimension: Of the vectors to send.
         ring_bits: Of the ring; 0 where nothing is masked.
+        clip_norm: In force in this round, where the plan lets it move; ``None`` where it stays.
     """
 
     kind = 5
@@ -104,6 +105,7 @@ class Invitation(Frame):
     threshold: Number
     dimension: Number
     ring_bits: Number
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class Relay(Frame):

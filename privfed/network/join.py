@@ -34,6 +34,7 @@ from privfed.network.plan import accepted
 from privfed.network.tls import client_credentials
 from privfed.privacy.accounting import Guarantee, by_observer, times
 from privfed.privacy.errors import PrivacyError
+from privfed.privacy.sampling import RoundRobinSampling
 from privfed.secagg import Identity
 from privfed.settings_file import load_settings
 
@@ -90,13 +91,20 @@ def run_client(joining: Joining, console: Console) -> dict[str, Any]:
             memory.check(offer.run, accepted_digest)
             experiment = _plan(offer, own, joining, memory, console)
             epsilon = _spent(experiment, joining.limits, memory.spent_elsewhere(offer.run))
-            memory.accept(offer.run, accepted_digest, epsilon, experiment.rounds)
+            memory.accept(offer.run, accepted_digest, epsilon, *_participation(experiment))
             memory.note_revocations(offer.run, revocations.number)
         except (DeclinedError, NotAdmittedError, FrameError) as error:
             link.refuse(None, str(error)[:400])
             raise PrivFedError(f"this client does not accept the plan: {error}", where=joining.address) from None
         work = stack.enter_context(experiment.client_work())
-        half = ClientHalf(own.client, experiment.round(work), experiment.initial_weights, experiment.rounds)
+        plan = experiment.privacy_plan
+        half = ClientHalf(
+            own.client,
+            experiment.round(work),
+            experiment.initial_weights,
+            experiment.rounds,
+            1 if plan is None else plan.largest_cohort,
+        )
         participant = Participant(half, signing, authority, joining.limits, memory, offer.run, revocations)
         return _take_part(link, participant, accepted_digest, authority, memory, offer.run, console)
 
@@ -214,8 +222,17 @@ def _spent(experiment: Experiment, limits: Limits, earlier: float) -> float:
     plan = experiment.privacy_plan
     if plan is not None:
         releases = experiment.mechanism.releases(experiment.sampling, limits.min_threshold)
-        guarantees = by_observer([times(releases, experiment.rounds)], plan.delta)
+        count = 1 if experiment.mechanism.whole_run else experiment.rounds
+        guarantees = by_observer([times(releases, count)], plan.delta)
     return limits.check_epsilon(guarantees, earlier)
+
+
+def _participation(experiment: Experiment) -> tuple[int, int]:
+    """To how many rounds the plan has a client contribute at the most, and how many lie between, at the least."""
+    sampling = experiment.sampling
+    if experiment.mechanism.whole_run and isinstance(sampling, RoundRobinSampling):
+        return sampling.participations, sampling.separation
+    return experiment.rounds, 1
 
 
 def own_population(source: str, client: int, clients: int) -> Population:

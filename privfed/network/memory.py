@@ -26,6 +26,8 @@ class AcceptedRun:
         rounds: It contributes to so many rounds at most.
         contributed: To so many it did.
         revocations: Number of the newest revocation list it was shown.
+        apart: Rounds from one contribution to the next, at least; 1 where the claim does not rest on it.
+        last: Round of the last contribution; 0 before the first.
     """
 
     offer: str
@@ -33,6 +35,8 @@ class AcceptedRun:
     rounds: int
     contributed: int = 0
     revocations: int = 0
+    apart: int = 1
+    last: int = 0
 
 
 class ClientMemory:
@@ -86,22 +90,30 @@ class ClientMemory:
         if known is not None and known.offer != offer:
             raise DeclinedError("the plan of this run is not the one that was accepted")
 
-    def accept(self, run: str, offer: str, epsilon: float, rounds: int) -> None:
+    def accept(self, run: str, offer: str, epsilon: float, rounds: int, apart: int = 1) -> None:
         """Note an accepted run; one that is known already stays as it is."""
         if run not in self._runs:
-            self._runs[run] = AcceptedRun(offer, epsilon, rounds)
+            self._runs[run] = AcceptedRun(offer, epsilon, rounds, apart=apart)
             self._save()
 
-    def claim_contribution(self, run: str) -> None:
-        """Note one more contribution, on disk before it is made.
+    def claim_contribution(self, run: str, number: int) -> None:
+        """Note one more contribution, to round ``number``, on disk before it is made.
+
+        The same round again is one that the server lost before anybody saw its sum.
 
         Raises:
-            DeclinedError: The plan has had all its rounds: what is asked for now was not accounted.
+            DeclinedError: The plan has had all its rounds, or this one comes sooner after the last than the plan's
+                claim allows: what is asked for now was not accounted.
         """
         known = self._runs[run]
         if known.contributed >= known.rounds:
             raise DeclinedError(f"all {known.rounds} rounds of the accepted plan were contributed to")
-        self._runs[run] = AcceptedRun(**{**asdict(known), "contributed": known.contributed + 1})
+        if known.apart > 1 and known.last and number != known.last and number - known.last < known.apart:
+            raise DeclinedError(
+                f"round {number} comes after round {known.last}: the plan has {known.apart} rounds between"
+            )
+        more = {"contributed": known.contributed + 1, "last": number}
+        self._runs[run] = AcceptedRun(**{**asdict(known), **more})
         self._save()
 
     def note_revocations(self, run: str, number: int) -> None:

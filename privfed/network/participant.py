@@ -59,7 +59,11 @@ class Half(Protocol):
         """What a round must ask for."""
         ...
 
-    def __call__(self, number: int, weights: Vector, cohort: int) -> NDArray[Any]:
+    def check_clip(self, number: int, clip_norm: float | None) -> None:
+        """Judge the clip norm that a round names."""
+        ...
+
+    def __call__(self, number: int, weights: Vector, cohort: int, clip_norm: float | None = None) -> NDArray[Any]:
         """The vector to send."""
         ...
 
@@ -71,6 +75,7 @@ class _Session:
     number: int
     weights: Vector
     cohort: int
+    clip_norm: float | None
     protocol: Client
 
 
@@ -143,6 +148,7 @@ class Participant:
         if not len(invitation.members) <= invitation.cohort:
             raise DeclinedError("more clients are there than were drawn")
         self._limits.check_round(invitation)
+        half.check_clip(number, invitation.clip_norm)
         asked = Expected(invitation.dimension, invitation.threshold, invitation.ring_bits)
         if asked != (planned := half.expected(invitation.cohort)):
             raise DeclinedError(f"the round asks for {asked}, the accepted plan for {planned}")
@@ -155,8 +161,9 @@ class Participant:
         if number == 1 and not np.array_equal(weights, half.initial):
             raise DeclinedError("round 1 does not begin with the plan's initial weights")
         if not invitation.session:
-            self._memory.claim_contribution(self._run)
-            plain = np.ascontiguousarray(half(number, weights, invitation.cohort), "<f8")
+            self._memory.claim_contribution(self._run, number)
+            vector = half(number, weights, invitation.cohort, invitation.clip_norm)
+            plain = np.ascontiguousarray(vector, "<f8")
             return frames.encode(Relay(round=number, step=0), plain.tobytes())
         directory = self._directory(invitation, body[size:])
         params = SecAggParams(
@@ -176,7 +183,7 @@ class Participant:
             model=hashlib.sha256(weights.tobytes()).digest(),
         )
         advertisement = protocol.start()
-        self._session = _Session(number, weights, invitation.cohort, protocol)
+        self._session = _Session(number, weights, invitation.cohort, invitation.clip_norm, protocol)
         return frames.encode(Relay(round=number, step=0), encode(advertisement))
 
     def _directory(self, invitation: Invitation, certificates: memoryview) -> Directory:
@@ -196,8 +203,8 @@ class Participant:
         message: ToClient = decode(body, peer=None)  # type: ignore[assignment]  # others are refused by the protocol
         answers = session.protocol.receive(message)
         if isinstance(message, Inbox):
-            vector = self._half(session.number, session.weights, session.cohort)
-            self._memory.claim_contribution(self._run)
+            vector = self._half(session.number, session.weights, session.cohort, session.clip_norm)
+            self._memory.claim_contribution(self._run, session.number)
             answers = [session.protocol.contribute(vector)]
         (answer,) = answers
         return frames.encode(Relay(round=session.number, step=self.position[1]), encode(answer))

@@ -9,9 +9,6 @@ from privfed.errors import PrivFedError, SettingError
 from privfed.network.errors import DeclinedError
 from privfed.settings_file import resolve_settings
 
-MECHANISMS = ("none", "gaussian", "local", "dp_sgd", "discrete_gaussian", "skellam")
-"""Whose client half, and whose guarantee, rest on nothing that changes from round to round."""
-
 
 def check_servable(settings: Settings) -> None:
     """Refuse settings that a network cannot carry.
@@ -19,16 +16,8 @@ def check_servable(settings: Settings) -> None:
     Raises:
         SettingError: One of them is for simulations.
     """
-    training, masking, mechanism = settings.training, settings.secure_aggregation, settings.privacy.mechanism
-    apart = "rests on how far apart a client's rounds are, which no client checks and a lost round breaks"
+    training, masking = settings.training, settings.secure_aggregation
     wrong = {
-        "privacy.mechanism": (
-            mechanism not in MECHANISMS,
-            mechanism,
-            "moves the clip norm by round, which clients could only take on trust"
-            if mechanism == "adaptive"
-            else apart,
-        ),
         "training.algorithm": (
             training.algorithm == "scaffold",
             training.algorithm,

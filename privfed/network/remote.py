@@ -226,6 +226,7 @@ class NetworkClients:
             threshold=0 if params is None else params.threshold,
             dimension=inputs.length if params is None else params.dimension,
             ring_bits=0 if params is None else params.ring_bits,
+            clip_norm=inputs.clip_norm,
         )
         return frames.encode(invitation, body)
 

@@ -45,6 +45,8 @@ class PrivacyPlan:
         clip_norm: L2 bound on each client's update.
         population: Clients in all.
         dropout: Share of sampled clients that vanish, on average.
+        wanted: Clients that a round is to be left with, where more are drawn for those that vanish; all when not
+            given. Sums are divided by it, and noise of clients is planned for no more of them.
         secure: Noise from the system's CSPRNG.
         quantile: Of adaptive clipping.
         quantile_rate: Of adaptive clipping.
@@ -68,6 +70,7 @@ class PrivacyPlan:
     clip_norm: float = 1.0
     population: int = 1
     dropout: float = 0.0
+    wanted: float | None = None
     secure: bool = False
     quantile: float = 0.5
     quantile_rate: float = 0.2
@@ -85,7 +88,7 @@ class PrivacyPlan:
 
     @property
     def expected_cohort(self) -> float:
-        """Clients in a round: exactly, or on average under Poisson sampling."""
+        """Clients drawn in a round: exactly, or on average under Poisson sampling."""
         if isinstance(self.sampling, PoissonSampling):
             return self.sampling.rate * self.population
         if isinstance(self.sampling, FixedSizeSampling | RoundRobinSampling):
@@ -94,8 +97,13 @@ class PrivacyPlan:
 
     @property
     def expected_survivors(self) -> int:
-        """Clients whose inputs arrive in a round, on average, rounded down."""
-        return max(1, math.floor(self.expected_cohort * (1 - self.dropout)))
+        """Clients whose inputs arrive in a round, on average, rounded down; no more than are wanted."""
+        return max(1, math.floor(min(self.wanted_cohort, self.expected_cohort * (1 - self.dropout))))
+
+    @property
+    def wanted_cohort(self) -> float:
+        """What sums are divided by: public, and the same whoever takes part."""
+        return self.expected_cohort if self.wanted is None else self.wanted
 
     @cached_property
     def largest_cohort(self) -> int:
@@ -119,7 +127,7 @@ class PrivacyPlan:
             return AdaptiveClipping(
                 self.clip_norm,
                 noise_multiplier,
-                expected_cohort=self.expected_cohort,
+                expected_cohort=self.wanted_cohort,
                 quantile=self.quantile,
                 rate=self.quantile_rate,
                 secure=self.secure,

@@ -71,7 +71,12 @@ class FakeHalf:
         encoding = AGGREGATION.encoding(inputs)
         return Expected(len(encoding.zeros()), AGGREGATION.threshold_of(inputs), encoding.codec.ring_bits)
 
-    def __call__(self, number: int, weights: NDArray[np.float32], cohort: int) -> NDArray[Any]:
+    def check_clip(self, number: int, clip_norm: float | None) -> None:
+        assert clip_norm is None
+
+    def __call__(
+        self, number: int, weights: NDArray[np.float32], cohort: int, clip_norm: float | None = None
+    ) -> NDArray[Any]:
         self.before(number)
         encoding = AGGREGATION.encoding(inputs_of(number, range(cohort)))
         encoded = encoding.zeros()

@@ -33,7 +33,8 @@ def experiment(tmp_path: Path) -> Path:
     text = re.sub("clients = 20", f"clients = {CLIENTS}", text)
     text = re.sub("rounds = 10", f"rounds = {ROUNDS}", text)
     text = re.sub("threshold = 9", "threshold = 2", text)
-    text = re.sub("colluders = 2", "colluders = 1", text).replace('"poisson"\nrate = 0.8', '"all"')
+    text = re.sub("colluders = 2", "colluders = 1", text).replace('"poisson"\nrate = 0.64', '"all"')
+    text = re.sub("over_selection = .*\n", "", text)
     path = tmp_path / "small.toml"
     path.write_text(text, encoding="utf-8")
     return path

@@ -67,6 +67,11 @@ CASES: dict[str, dict[str, Any]] = {
             "example_rate": 0.1,
         },
     },
+    "adaptive": {"privacy": {"mechanism": "adaptive", "clip_norm": 0.1, "noise_multiplier": 1.0}},
+    "adaptive, masked": {
+        "privacy": {"mechanism": "adaptive", "clip_norm": 0.1, "noise_multiplier": 1.0},
+        "secure_aggregation": MASKED,
+    },
     "FedProx, features": {
         "training": {**BASE["training"], "algorithm": "fedprox", "proximal": 0.1, "momentum": 0.5},
         "model": {"name": "mlp", "hidden": [16], "features": "hog"},
@@ -108,7 +113,9 @@ def half_of(settings: Settings, client: int, data: Path) -> ClientHalf:
     offer = offered(settings, whole.noise_multiplier, CLIENTS)
     experiment = compose(accepted(offer), own_population(str(data), client, CLIENTS))
     with experiment.client_work() as work:
-        return ClientHalf(client, experiment.round(work), experiment.initial_weights, experiment.rounds)
+        plan = experiment.privacy_plan
+        largest = 1 if plan is None else plan.largest_cohort
+        return ClientHalf(client, experiment.round(work), experiment.initial_weights, experiment.rounds, largest)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -121,7 +128,9 @@ def test_what_a_client_sends_is_what_it_sends_in_the_simulation(case: str, tmp_p
         assert sorted(expected) == list(range(CLIENTS))
         for client in (0, CLIENTS - 1):
             half = half_of(settings, client, data)
-            np.testing.assert_array_equal(half(number, weights, CLIENTS), expected[client])
+            clip_norm = 0.1 if settings.privacy.mechanism == "adaptive" else None
+            half.check_clip(1, clip_norm)
+            np.testing.assert_array_equal(half(number, weights, CLIENTS, clip_norm), expected[client])
             if settings.secure_aggregation.mode == "protocol":
                 assert half.expected(CLIENTS).dimension == len(expected[client])
 
@@ -148,8 +157,6 @@ def test_an_update_that_is_not_finite_is_not_sent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "values", "why"),
     [
-        ("privacy", {"mechanism": "adaptive"}, "take on trust"),
-        ("privacy", {"mechanism": "banded"}, "how far apart a client's rounds are"),
         ("training", {"algorithm": "scaffold"}, "control variate"),
         ("training", {"weighted": True}, "numbers of examples"),
         ("secure_aggregation", {"mode": "ring"}, "hides nothing"),

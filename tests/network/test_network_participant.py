@@ -288,7 +288,7 @@ def test_a_session_is_not_begun_twice_not_even_by_another_process(table: Table) 
 def test_no_more_rounds_are_contributed_to_than_the_plan_accounts_for(table: Table) -> None:
     memory = table.participants[0]._memory
     for _ in range(50):
-        memory.claim_contribution(RUN)
+        memory.claim_contribution(RUN, 1)
     params = table.params()
     server = table.server(params)
     for client in COHORT:
@@ -402,16 +402,16 @@ def test_the_budget_is_of_all_runs_together() -> None:
 def test_a_memory_outlives_its_process_and_is_one_processs(tmp_path: Path) -> None:
     memory = ClientMemory(tmp_path / "memory")
     memory.accept(RUN, OFFER, 1.5, 2)
-    memory.claim_contribution(RUN)
+    memory.claim_contribution(RUN, 1)
     memory.note_revocations(RUN, 7)
     with pytest.raises(OutputError, match="One process at a time"):
         ClientMemory(tmp_path / "memory")
     memory.close()
     again = ClientMemory(tmp_path / "memory")
     assert again.spent_elsewhere("another") == 1.5
-    again.claim_contribution(RUN)
+    again.claim_contribution(RUN, 2)
     with pytest.raises(DeclinedError, match="all 2 rounds"):
-        again.claim_contribution(RUN)
+        again.claim_contribution(RUN, 2)
     with pytest.raises(DeclinedError, match="older than 7"):
         again.note_revocations(RUN, 6)
     again.close()

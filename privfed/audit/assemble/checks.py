@@ -159,7 +159,7 @@ def _divisor(m: Material, canaries: ev.Canaries | None) -> Found:
         return audited
     return (
         "not checked",
-        f"by {divisor:g}, the expected cohort, as configured; canaries have the steps taken again",
+        f"by {divisor:g}, the cohort that is wanted, as configured; canaries have the steps taken again",
     )
 
 

@@ -89,6 +89,26 @@ class AdaptiveClipping(PlainVectors):
         """None: a bit goes with each update."""
         return None
 
+    def moving_clip(self, state: State) -> float | None:
+        """The bound in force."""
+        return float(state[0])
+
+    def with_clip(self, clip_norm: float) -> State:
+        """The state of a round whose bound is ``clip_norm``."""
+        return (np.array(clip_norm),)
+
+    def reach(self, number: int, cohort: int) -> tuple[float, float]:
+        """The least and the largest bound that round ``number`` can have, for cohorts of up to ``cohort`` clients.
+
+        The bits of so many clients move it by so much a round at the most; their noise is taken as eight standard
+        deviations of its sum, which it exceeds with a probability below 1e-14.
+        """
+        noise = 8 * self.bit_noise / self.expected_cohort * math.sqrt(number - 1)
+        most = cohort * HALF / self.expected_cohort
+        down = self.rate * ((number - 1) * (most + HALF - self.quantile) + noise)
+        up = self.rate * ((number - 1) * (most - HALF + self.quantile) + noise)
+        return self.clip_norm * math.exp(-down), self.clip_norm * math.exp(up)
+
     def stddev(self, state: State, survivors: float) -> float:
         """``z_u`` times the bound in force."""
         return self._update_noise(state)

@@ -69,6 +69,10 @@ class Mechanism(Protocol):
         """The L2 norm to clip an update ``[d]`` to, where that is all that the client half does; else ``None``."""
         ...
 
+    def moving_clip(self, state: State) -> float | None:
+        """The clip norm in force, where it moves by round and clients must be told it; else ``None``."""
+        ...
+
     def stddev(self, state: State, survivors: float) -> float:
         """Standard deviation of the noise that this round draws for each coordinate of a sum of ``survivors``."""
         ...
@@ -128,6 +132,10 @@ class PlainVectors:
     def length(self, dimension: int) -> int:
         """The update and nothing else."""
         return dimension
+
+    def moving_clip(self, state: State) -> float | None:
+        """None: it stays."""
+        return None
 
     def as_update(self, vector: NDArray[np.float64], dimension: int, terms: Terms) -> NDArray[np.float64]:
         """The first ``dimension`` coordinates."""

@@ -79,6 +79,10 @@ class DistributedNoise:
         """None: every client rounds and adds noise."""
         return None
 
+    def moving_clip(self, state: State) -> float | None:
+        """None: it stays."""
+        return None
+
     def stddev(self, state: State, survivors: float) -> float:
         """Of the survivors' shares together, in units of an update."""
         return self.client_noise * math.sqrt(survivors)
