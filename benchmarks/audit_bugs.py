@@ -229,7 +229,7 @@ def _seconds(e: Experiment) -> tuple[float, float]:
     result = e.run(None, lambda report: ends.append(time.process_time()))
     judged = time.process_time()
     if e.audited is not None:
-        judge(e, result, FAULTS["none"], 0)
+        judge(e, result, FAULTS["none"])
     return (ends[-1] - ends[0]) / (len(ends) - 1), time.process_time() - judged
 
 

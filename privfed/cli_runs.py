@@ -55,7 +55,10 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute hashes, ε and pages from the files of a run alone, finished or not; check who signed them."""
+    """Recompute hashes, ε, scores and pages from the files of a run alone, finished or not; check who signed them.
+
+    What the files state and nobody can compute again is NOT CHECKED, and the exit code 1, as if it did not hold.
+    """
     from privfed.verification import verify_run
 
     result = verify_run(folder, key)

@@ -36,6 +36,13 @@ def misjudged(evidence: ev.Evidence) -> Iterator[str]:
             if not _close(a.margin_db, margin):
                 yield f"the margin of attack {number}"
     accuracy = evidence.accuracy
+    for final, points in (
+        (accuracy.final_protected, accuracy.protected),
+        (accuracy.final_unprotected, accuracy.unprotected),
+    ):
+        measured = [point.test_accuracy for point in points if point.test_accuracy is not None]
+        if final != (measured[-1] if measured else None):
+            yield "the accuracy in the end"
     both = (accuracy.final_unprotected, accuracy.final_protected)
     gap = None if None in both else both[0] - both[1]  # type: ignore[operator]  # neither is None
     if not _close(accuracy.gap, gap):

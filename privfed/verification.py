@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,12 @@ from privfed.manifest import MANIFEST, SIGNATURE, check_signature, files_of, loa
 from privfed.privacy.accounting import statements
 from privfed.privacy.errors import LedgerError
 from privfed.privacy.ledger_report import LedgerReport, spent_releases, verify_ledger
-from privfed.rundir import LEDGER, METRICS, SETTINGS, TRANSCRIPT, WEIGHTS
+from privfed.rundir import BASELINE_METRICS, LEDGER, METRICS, SETTINGS, TRANSCRIPT, WEIGHTS
 from privfed.settings_file import load_settings
 from privfed.transcript import Observer
 
 if TYPE_CHECKING:
-    from privfed.audit.evidence import Evidence
+    from privfed.audit.evidence import AccuracyPoint, Evidence
 
 REPORT_JSON = "report.json"
 FIRST_WITH_MEASUREMENTS = 3
@@ -33,16 +33,24 @@ FIRST_WITH_MEASUREMENTS = 3
 
 @dataclass
 class Verification:
-    """Checks in order, each with whether it holds; a run that was killed is unfinished, which is no fault."""
+    """Checks in order, each with whether it holds; a run that was killed is unfinished, which is no fault.
+
+    Attributes:
+        checks: Whether it holds, and in words what.
+        unchecked: What the files do not let anybody check although the report states it.
+        epsilon: What the ledger proves against whoever sees the released model.
+        ledger: As it was read.
+    """
 
     checks: list[tuple[bool, str]] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
     epsilon: float | None = None
     ledger: LedgerReport | None = None
 
     @property
     def holds(self) -> bool:
-        """Whether every check holds."""
-        return all(ok for ok, _ in self.checks)
+        """Whether every check holds, and none was left out."""
+        return all(ok for ok, _ in self.checks) and not self.unchecked
 
     def check(self, ok: bool, words: str) -> None:
         """Note one check."""
@@ -51,12 +59,16 @@ class Verification:
     def as_text(self) -> str:
         """A line a check."""
         lines = [f"{'ok    ' if ok else 'FAILED'} {words}" for ok, words in self.checks]
-        return "\n".join([*lines, "verified" if self.holds else "NOT verified"])
+        lines += [f"NOT CHECKED {words}" for words in self.unchecked]
+        if self.holds:
+            return "\n".join([*lines, "verified"])
+        in_part = all(ok for ok, _ in self.checks)
+        return "\n".join([*lines, "verified IN PART: see NOT CHECKED" if in_part else "NOT verified"])
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain values."""
         checks = [{"holds": ok, "check": words} for ok, words in self.checks]
-        return {"holds": self.holds, "epsilon": self.epsilon, "checks": checks}
+        return {"holds": self.holds, "epsilon": self.epsilon, "checks": checks, "not_checked": self.unchecked}
 
 
 def verify_run(folder: Path, key: Path | None = None) -> Verification:
@@ -182,7 +194,15 @@ def _check_report(result: Verification, folder: Path, ledger: LedgerReport, sett
     transcript = folder / TRANSCRIPT
     found = hashlib.sha256(transcript.read_bytes()).hexdigest() if transcript.exists() else "missing"
     result.check(found == evidence.ledger.transcript_sha256, f"{TRANSCRIPT} is the one that was attacked")
-    result.check(_same_accuracy(evidence, folder), f"report.json has the accuracies of {METRICS}")
+    for name, points in (
+        (METRICS, evidence.accuracy.protected),
+        (BASELINE_METRICS, evidence.accuracy.unprotected),
+    ):
+        if points:
+            result.check(_same_accuracy(points, folder / name), f"report.json has the accuracies of {name}")
+    absent = ", ".join(_absent(evidence, settings))
+    words = "report.json holds what its settings ask for"
+    result.check(not absent, words + (f": not {absent}" if absent else ""))
     _check_scores(result, folder, evidence, ledger)
     for name, text in page_texts(evidence).items():
         same = (folder / name).exists() and (folder / name).read_bytes() == text.encode()
@@ -200,10 +220,17 @@ def _check_scores(result: Verification, folder: Path, evidence: Evidence, ledger
 
     check([*misjudged(evidence)], "report.json: verdict, best attacks and margins follow from its figures")
     if not (folder / MEASUREMENTS).exists():
+        kinds = {"attacks": evidence.attacks, "membership": evidence.membership, "canaries": evidence.canaries}
         version = json.loads((folder / REPORT_JSON).read_text(encoding="utf-8"))["schema_version"]
-        if version < FIRST_WITH_MEASUREMENTS:
-            result.check(True, f"report.json is of schema version {version}: its scores cannot be computed again")
-        elif evidence.attacks or evidence.membership or evidence.canaries:
+        if not (stated := [name for name, part in kinds.items() if part]):
+            result.check(True, "report.json holds no scores")
+        elif version < FIRST_WITH_MEASUREMENTS:
+            # Nothing shows that a report is as old as it says, so that this is never passed over.
+            result.unchecked.append(
+                f"the scores of {', '.join(stated)}: report.json says it is of schema version {version}, which "
+                f"had no {MEASUREMENTS} to compute them from. Audit again, or trust who gave it to you"
+            )
+        else:
             result.check(False, f"{MEASUREMENTS} is missing: the scores in report.json rest on nothing")
         return
     try:
@@ -223,14 +250,23 @@ def _check_scores(result: Verification, folder: Path, evidence: Evidence, ledger
     check(figures, "report.json: ROC, intervals and empirical ε are those of the scores kept and the ledger")
 
 
-def _same_accuracy(evidence: Evidence, folder: Path) -> bool:
-    """As far as both files have the round, and the report an accuracy."""
-    measured = {line.get("round"): line.get("test_accuracy") for line in _rounds(folder / METRICS) or []}
-    return all(
-        measured[point.round] == point.test_accuracy
-        for point in evidence.accuracy.protected
-        if point.round in measured and measured[point.round] is not None
-    )
+def _same_accuracy(points: Sequence[AccuracyPoint], metrics: Path) -> bool:
+    """Each accuracy that the report states is in the metrics: as many rounds, and the same figures."""
+    measured = {line.get("round"): line.get("test_accuracy") for line in _rounds(metrics) or []}
+    return all(point.round in measured and measured[point.round] == point.test_accuracy for point in points)
+
+
+def _absent(evidence: Evidence, settings: Settings) -> Iterator[str]:
+    """Parts of a whole report that its settings ask for, and that are not in it."""
+    if evidence.run.status == "partial" or not evidence.rounds:
+        return
+    audit = settings.audit
+    if audit.canaries and evidence.canaries is None:
+        yield "canaries"
+    if audit.membership and evidence.membership is None:
+        yield "membership"
+    if audit.baseline and evidence.accuracy.final_unprotected is None:
+        yield "the training without protection"
 
 
 def _check_manifest(result: Verification, folder: Path, trusted: Ed25519PublicKey | None) -> None:

@@ -76,6 +76,11 @@ JUDGEMENTS: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda t: next(o for o in t["observers"] if o["best_attack"])["best_attack"].update(margin_db=-9.0),
         "the best attack of server",
     ),
+    "a better model": (lambda t: t["accuracy"].update(final_protected=0.99), "the accuracy in the end"),
+    "a worse one without protection": (
+        lambda t: t["accuracy"].update(final_unprotected=0.9),
+        "the accuracy in the end",
+    ),
     "a smaller cost": (lambda t: t["accuracy"].update(gap=0.001), "the cost in accuracy"),
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from privfed.audit import evidence as ev
 from privfed.audit.evidence import Evidence
 from privfed.config import Settings
 from privfed.errors import OutputError
@@ -37,6 +38,7 @@ SETTINGS = resolve_settings(
         "training": {"rounds": ROUNDS},
         "cohort": {"sampling": "poisson", "rate": RATE},
         "privacy": {"mechanism": "gaussian", "clip_norm": 1.0, "noise_multiplier": NOISE, "delta": DELTA},
+        "audit": {"baseline": False, "membership": []},
     }
 )
 PROVEN = account(NOISE, PoissonSampling(RATE), ROUNDS, DELTA)
@@ -64,7 +66,8 @@ def write_run(folder: Path, settings: Settings = SETTINGS, *, killed_after: int 
                 ledger.reserve(number, RELEASES)
                 ledger.commit(number, digest(model(number)))
             with (folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"round": number, "weights_sha256": digest(model(number))}) + "\n")
+                line = {"round": number, "weights_sha256": digest(model(number)), "test_accuracy": number / 10}
+                file.write(json.dumps(line) + "\n")
         if killed_after is None:
             np.save(folder / "weights.npy", model(ROUNDS))
             (folder / "transcript.npz").write_bytes(b"what crossed the wire")
@@ -91,10 +94,21 @@ def evidence_of(folder: Path) -> Evidence:
     }
     observers = [row.model_copy(update={"best_attack": None}) for row in observers]
     run = {"settings": settings.model_dump(mode="json"), "settings_fingerprint": settings.fingerprint()}
+    points = [ev.AccuracyPoint(round=number, test_accuracy=number / 10) for number in range(1, ROUNDS + 1)]
+    accuracy = sample.accuracy.model_copy(
+        update={
+            "protected": tuple(points),
+            "unprotected": (),
+            "final_protected": ROUNDS / 10,
+            "final_unprotected": None,
+            "gap": None,
+        }
+    )
     return sample.model_copy(
         update={
             "run": sample.run.model_copy(update=run),
             "observers": tuple(observers),
+            "accuracy": accuracy,
             **dict.fromkeys(("canaries", "membership")),
             "attacks": (),
             "verdict": verdict(observers, None, None, set()),
@@ -212,7 +226,18 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "transcript removed": (lambda f: (f / "transcript.npz").unlink(), ["transcript.npz is the one"]),
     "last metrics": (
         lambda f: edit_lines(f / "metrics.jsonl", lambda lines: lines.pop()),
-        ["the last line of metrics.jsonl names the same model"],
+        ["the last line of metrics.jsonl names the same model", "has the accuracies of metrics.jsonl"],
+    ),
+    "all metrics": (lambda f: (f / "metrics.jsonl").unlink(), ["has the accuracies of metrics.jsonl"]),
+    "an accuracy": (
+        lambda f: edit_report(f, lambda tree: tree["accuracy"]["protected"][1].update(test_accuracy=0.9)),
+        ["has the accuracies of metrics.jsonl"],
+    ),
+    "an accuracy of the training without protection": (
+        lambda f: edit_report(
+            f, lambda tree: tree["accuracy"].update(unprotected=[{"round": 1, "test_accuracy": 0.9}])
+        ),
+        ["has the accuracies of metrics-baseline.jsonl", "not the accuracy in the end"],
     ),
     "more metrics": (
         lambda f: edit_lines(f / "metrics.jsonl", lambda lines: lines.append(lines[-1])),
@@ -220,7 +245,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "no metrics any more": (
         lambda f: (f / "metrics.jsonl").write_text("loss went down\n"),
-        ["metrics.jsonl is not one JSON object a line"],
+        ["metrics.jsonl is not one JSON object a line", "has the accuracies of metrics.jsonl"],
     ),
     "settings": (
         lambda f: edit_lines(f / "config.toml", lambda lines: lines.insert(0, 'name = "other"\n') or lines.pop(1)),
@@ -321,8 +346,33 @@ def test_a_ledger_that_is_gone(tmp_path: Path, name: str) -> None:
     assert result.epsilon is None
 
 
+NOTHING_CLAIMED = {"training": {"rounds": ROUNDS}, "audit": {"baseline": False, "membership": []}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "absent"),
+    [
+        ({"membership": ["loss"]}, "membership"),
+        ({"canaries": 20}, "canaries"),
+        ({"baseline": True}, "the training without protection"),
+    ],
+)
+def test_a_whole_report_without_what_its_settings_ask_for(
+    tmp_path: Path, asked: dict[str, Any], absent: str
+) -> None:
+    """Whoever takes the canaries that flagged a claim out of a report takes them out whole."""
+    settings = SETTINGS.model_copy(update={"audit": SETTINGS.audit.model_copy(update=asked)})
+    folder = write_run(tmp_path / "run", settings)
+    evidence = evidence_of(folder)
+    publish(evidence, folder)
+    assert failed(verify_run(folder)) == [f"report.json holds what its settings ask for: not {absent}"]
+    partial = evidence.model_copy(update={"run": evidence.run.model_copy(update={"status": "partial"})})
+    publish(partial, folder)
+    assert failed(verify_run(folder)) == []
+
+
 def test_without_a_mechanism_nothing_is_claimed(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", resolve_settings({"training": {"rounds": ROUNDS}}))
+    folder = write_run(tmp_path / "run", resolve_settings(NOTHING_CLAIMED))
     assert (verify_run(folder).holds, verify_run(folder).epsilon) == (True, math.inf)
     publish(evidence_of(folder), folder)
     assert failed(verify_run(folder)) == []

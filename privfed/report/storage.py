@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,21 @@ from privfed.report.registry import registry_text
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 REPORT_MD, REGISTRY_JSON = "report.md", "registry.json"
 AGAIN = "Run `privfed audit` again to write it anew"
+CAME_WITH = {
+    2: (
+        "accounting",
+        "clients",
+        "sweep",
+        "statements",
+        "checks",
+        "trust",
+        "secure_aggregation.bound",
+        "secure_aggregation.smallest_sum",
+        "canaries.observers.*.roc",
+    ),
+    3: ("membership.claims", "membership.attacks.*.floor"),
+}
+"""Parts that a version of the schema has and those before it have not."""
 
 
 def page_texts(evidence: Evidence) -> dict[str, str]:
@@ -76,7 +91,25 @@ def _check_version(tree: Any, path: Path) -> int:
             value=version,
             remedy="Use the version of PrivFed that wrote it (run.privfed_version)",
         )
+    later = [(since, part) for since, parts in CAME_WITH.items() if since > version for part in parts]
+    if younger := next((found for found in later if _has(tree, found[1].split("."))), None):
+        raise PrivFedError(
+            f"is not what wrote this report: {younger[1]} came with version {younger[0]}",
+            where=f"{path}: schema_version",
+            value=version,
+            remedy=AGAIN,
+        )
     return version
+
+
+def _has(tree: Any, keys: Sequence[str]) -> bool:
+    """Whether there is anything at these keys, ``*`` being each of a list."""
+    if not keys:
+        return True
+    key, *rest = keys
+    if key == "*":
+        return isinstance(tree, list) and any(_has(part, rest) for part in tree)
+    return isinstance(tree, dict) and key in tree and _has(tree[key], rest)
 
 
 def _explain(error: ValidationError, path: Path) -> PrivFedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from privfed.audit import evidence as ev
 from privfed.audit.assemble.accounting import accounting_of, read_search
 from privfed.audit.assemble.checks import checks_of
 from privfed.audit.assemble.clients import clients_of
-from privfed.audit.assemble.material import Material
-from privfed.audit.assemble.statements import statements_of, trust_of
+from privfed.audit.assemble.material import Material, guarantees_of
+from privfed.audit.assemble.statements import statements_of, trust_of, unnoised_of
 from privfed.audit.assemble.training import secure_aggregation_of
 from privfed.console import Console
 from privfed.errors import PrivFedError
@@ -22,6 +23,9 @@ from privfed.experiment import compose
 from privfed.rundir import RunFolder
 from privfed.runs import train_baseline, train_protected
 from privfed.settings_file import load_settings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+import report_sample
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -41,7 +45,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 
 
 def results(material: Material, canaries: Any = None, sweep: Any = None) -> dict[str, str]:
-    return {check.name: check.result for check in checks_of(material, canaries, sweep)}
+    return {check.name: check.result for check in checks_of(material, canaries, sweep, [*unnoised_of(material)])}
 
 
 COHORTS = "Cohorts vary as the sampling scheme says"
@@ -108,6 +112,100 @@ def test_a_secure_source_and_its_grid_are_seen(material: Material) -> None:
     assert found["The noise has no floating-point holes"] == "passed"
 
 
+NOISE = "The noise is as strong as accounted"
+SERVER = "The server itself is held off by noise"
+HOLES = "The noise has no floating-point holes"
+PUBLISHED = "Every published figure is noised"
+
+
+def audited(checks: dict[str, str], **server: Any) -> ev.Canaries:
+    """Canaries that flag nobody, with these checks from inside; ``server`` changes the server's row."""
+    canaries = report_sample.sample(ROUNDS).canaries
+    assert canaries is not None
+    rows = [row.model_copy(update={"flagged": False}) for row in canaries.observers]
+    rows = [row.model_copy(update=server) if row.observer == "server" else row for row in rows]
+    found = (ev.SelfCheck(name=name, status=status, finding="", p_value=None) for name, status in checks.items())  # type: ignore[arg-type]  # one of three
+    return canaries.model_copy(update={"observers": tuple(rows), "checks": tuple(found)})
+
+
+@pytest.mark.parametrize(
+    ("layers", "rounds", "result"),
+    [
+        ("passed", "passed", "passed"),
+        ("failed", "passed", "failed"),
+        ("passed", "failed", "failed"),
+        ("not checked", "not checked", "not checked"),
+    ],
+)
+def test_noise_passes_by_what_was_measured_of_it_alone(
+    material: Material, layers: str, rounds: str, result: str
+) -> None:
+    names = ("noise of each layer is as strong as claimed", "noise of different rounds is independent")
+    assert results(material, audited(dict(zip(names, (layers, rounds), strict=True))))[NOISE] == result
+    # Another row's failure is not the noise's.
+    other = audited({names[0]: layers, names[1]: rounds, "models follow from noised sums alone": "failed"})
+    assert results(material, other)[NOISE] == result
+
+
+def test_a_flag_fails_the_noise(material: Material) -> None:
+    passed = {"noise of each layer is as strong as claimed": "passed"}
+    assert results(material, audited(passed, flagged=True))[NOISE] == "failed"
+
+
+def test_the_server_is_held_off_only_where_that_was_measured(
+    material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert results(material, audited({}))[SERVER] == "failed"  # the noise is central
+    proven = {name: guarantees_of(material)["release"] for name in ("server", "release")}
+    monkeypatch.setattr("privfed.audit.assemble.checks.guarantees_of", lambda m: proven)
+    assert results(material)[SERVER] == "not checked"
+    estimate = ev.CanaryEstimate(method="as composed", epsilon=2.5, low=2.0, high=3.0, confidence=0.99)
+    assert results(material, audited({}, estimates=(estimate,)))[SERVER] == "passed"
+    assert results(material, audited({}, estimates=(estimate,), flagged=True))[SERVER] == "failed"
+    assert results(material, audited({}, estimates=()))[SERVER] == "not checked"
+
+
+def test_integers_of_distributed_noise_are_drawn_and_looked_at(
+    material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["privacy.mechanism=skellam", "audit.canaries=0", "audit.canary_control=false"]
+    experiment = compose(load_settings(ROOT / "examples" / "digits.toml", changes))
+    of_integers = replace(material, experiment=experiment)
+    assert results(of_integers)[HOLES] == "passed"
+    on_client = type(experiment.mechanism).on_client
+
+    def off_the_grid(*arguments: Any) -> Any:
+        sent = on_client(*arguments)
+        return replace(sent, unscaled=sent.unscaled + 0.25)
+
+    monkeypatch.setattr(type(experiment.mechanism), "on_client", off_the_grid)
+    assert results(of_integers)[HOLES] == "failed"
+
+
+def test_what_is_published_without_noise_is_what_this_run_publishes(material: Material) -> None:
+    names = {item.name for item in unnoised_of(material)}
+    assert "accuracy client by client" in names
+    assert "accuracy of the training without protection, or without canaries" in names
+    assert not {"membership scores", "originals in the gallery"} & names  # there are none in this report
+    alone = {item.name for item in unnoised_of(replace(material, baseline=None))}
+    assert names - alone == {"accuracy of the training without protection, or without canaries"}
+    assert results(material)[PUBLISHED] == "failed"
+    published = {check.name: check.result for check in checks_of(material, None, None, [])}
+    assert published[PUBLISHED] == "passed"
+
+
+def test_single_updates_in_the_clear_are_counted(material: Material) -> None:
+    settings, transcript = material.experiment.settings, material.result.transcript
+    off = settings.secure_aggregation.model_copy(update={"mode": "off"})
+    experiment = replace(material.experiment, settings=settings.model_copy(update={"secure_aggregation": off}))
+    clear = replace(transcript, plan=replace(transcript.plan, mode="off"))
+    changed = replace(material, experiment=experiment, result=replace(material.result, transcript=clear))
+    (found,) = [check for check in checks_of(changed, None, None, []) if check.name == MASKED]
+    sent = sum(len(record.updates) for record in transcript.records)
+    assert (found.result, sent > 0) == ("failed", True)
+    assert f"{sent} in the {len(transcript.records)} recorded rounds" in found.why
+
+
 def test_a_model_that_is_not_finite_is_found(material: Material) -> None:
     weights = material.result.weights.copy()
     weights[0] = np.nan
@@ -144,10 +242,12 @@ def test_every_client_counts_once(material: Material) -> None:
 
 def test_items_layers_and_trust(material: Material) -> None:
     items = statements_of(material)
+    sizes = material.experiment.population.sizes
     assert {item.layer for item in items} == set(ev.LAYERS)
     said = {item.item: item.says for item in items}
     assert "δ = 0.0001 for client-level privacy against client, release" in said["Formal statement"]
     assert said["Neighbouring relation"] == "add or remove one client"
+    assert said["Clients"] == f"359, with {sizes.min()} to {sizes.max()} examples each"
     trusted = {row.who for row in trust_of(material)}
     assert {"The server", "All but 3 clients of a cohort", "Everybody who knows the seed"} <= trusted
 

@@ -29,6 +29,7 @@ from report_sample import (
 
 from privfed.audit import evidence as ev
 from privfed.report import render_html
+from privfed.report.figures.rounds import noise_figure
 from privfed.report.ladder import ladders
 from privfed.report.page import LEVELS
 
@@ -199,6 +200,14 @@ def test_infinity_is_written_as_such_and_bounds_are_never_rounded_down() -> None
     text = Page(render_html(sample(rounds=rounds))).text()
     assert "no noise was added in any round" in text
     assert not re.search(r"\binf\b", text)
+
+
+@pytest.mark.parametrize(("highest", "drawn"), [(0.49, False), (0.5, True), (0.97, True), (3.0, True)])
+def test_the_line_at_1_is_spoken_of_where_it_is_drawn(highest: float, drawn: bool) -> None:
+    figure = noise_figure([round_evidence(n, signal_to_noise=highest / n) for n in range(1, 4)])
+    assert figure.drawing is not None
+    assert ("(dashed)" in figure.caption) == drawn
+    assert ('class="reference"' in figure.drawing) == drawn
 
 
 def test_only_some_rounds_without_noise_are_named() -> None:

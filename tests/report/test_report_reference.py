@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from privfed.cli import app
+from privfed.errors import PrivFedError
 from privfed.manifest import seal
 from privfed.measurements import MEASUREMENTS
 from privfed.publication import render_folder
@@ -63,8 +68,63 @@ def test_a_report_of_schema_version_2_still_opens_and_verifies_as_far_as_it_can(
     assert "ε at least" not in page
     seal(folder)
     result = verify_run(folder)
-    assert result.holds, result.as_text()
-    assert "is of schema version 2: its scores cannot be computed again" in result.as_text()
+    assert [words for ok, words in result.checks if not ok] == []
+    (unchecked,) = result.unchecked
+    assert unchecked.startswith(
+        "the scores of attacks, membership, canaries: report.json says it is of schema version 2"
+    )
+    # Anybody can make a report look old: that is never a report that verifies.
+    assert not result.holds
+    assert f"NOT CHECKED {unchecked}" in result.as_text()
+    assert result.as_text().endswith("verified IN PART: see NOT CHECKED")
+    assert result.as_json()["not_checked"] == [unchecked]
+
+
+def test_verify_of_a_report_that_says_it_is_old_is_no_exit_code_0(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(REFERENCE, tmp_path / "run"))
+    (folder / REPORT_JSON).write_text(json.dumps(of_version_2()), encoding="utf-8")
+    (folder / MEASUREMENTS).unlink()
+    render_folder(folder)
+    seal(folder)
+    got = CliRunner().invoke(app, ["verify", str(folder)])
+    assert got.exit_code == 1
+    assert "NOT CHECKED the scores of" in got.stdout
+
+
+LATER: dict[str, tuple[int, Callable[[Any], object], str]] = {
+    "nothing": (2, lambda tree: None, "membership.claims came with version 3"),
+    "claims": (
+        2,
+        lambda tree: tree["membership"].pop("claims"),
+        r"membership.attacks.\*.floor came with version 3",
+    ),
+    "an empty part": (
+        2,
+        lambda tree: (
+            tree["membership"].update(claims=[]),
+            [attack.pop("floor") for attack in tree["membership"]["attacks"]],
+        ),
+        "membership.claims came with version 3",
+    ),
+    "membership": (1, lambda tree: tree.update(membership=None), "accounting came with version 2"),
+}
+
+
+@pytest.mark.parametrize("left_out", LATER)
+def test_a_report_that_says_it_is_older_than_its_parts_is_refused(tmp_path: Path, left_out: str) -> None:
+    """It would hide that its scores were to be computed again."""
+    version, forge, words = LATER[left_out]
+    folder = Path(shutil.copytree(REFERENCE, tmp_path / "run"))
+    tree = json.loads((REFERENCE / REPORT_JSON).read_text(encoding="utf-8"))
+    forge(tree)
+    (folder / REPORT_JSON).write_text(json.dumps({**tree, "schema_version": version}), encoding="utf-8")
+    (folder / MEASUREMENTS).unlink()
+    with pytest.raises(PrivFedError, match=words):
+        render_folder(folder)
+    seal(folder)
+    result = verify_run(folder)
+    assert not result.holds
+    assert any(re.search(words, line) for ok, line in result.checks if not ok)
 
 
 def test_a_report_of_schema_version_1_still_opens(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ no run shows is "not checked" rather than passed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,8 +18,10 @@ from privfed.audit.assemble.material import Material, guarantees_of, terms_of
 from privfed.audit.evidence.judgement import Layer
 from privfed.federated.streams import Purpose
 from privfed.privacy.ledger_report import spent_releases
+from privfed.privacy.mechanisms import Terms
 from privfed.privacy.mechanisms.central import add_gaussian, grid_step
 from privfed.privacy.sampling import FixedSizeSampling, PoissonSampling
+from privfed.transcript import Kind, Observer
 
 Result = Literal["passed", "failed", "not checked"]
 Found = tuple[Result, str]
@@ -30,7 +32,12 @@ FALSE_ALARM = 1e-4
 """Chance that cohorts drawn as claimed are called suspicious."""
 
 
-def checks_of(m: Material, canaries: ev.Canaries | None, sweep: ev.SweepEvidence | None) -> list[ev.PitfallCheck]:
+def checks_of(
+    m: Material,
+    canaries: ev.Canaries | None,
+    sweep: ev.SweepEvidence | None,
+    unnoised: Sequence[ev.UnnoisedQuantity],
+) -> list[ev.PitfallCheck]:
     """The whole list, in the order of the layers."""
     promised = math.isfinite(terms_of(m)["epsilon"])
 
@@ -48,19 +55,19 @@ def checks_of(m: Material, canaries: ev.Canaries | None, sweep: ev.SweepEvidence
         ("implementation", "Cohorts vary as the sampling scheme says", measured(lambda m: _cohorts(m, canaries))),
         ("implementation", DIVISOR, measured(lambda m: _divisor(m, canaries))),
         ("implementation", "No update in the recorded sums is longer than the clip norm", measured(_clipped)),
-        ("implementation", "The noise is as strong as accounted", _canary(canaries)),
+        ("implementation", "The noise is as strong as accounted", measured(lambda m: _noise(canaries))),
         ("implementation", "The noise cannot be drawn again by who knows a seed", measured(_secret_noise)),
         ("implementation", "The noise has no floating-point holes", measured(_discrete)),
         ("implementation", "Stopping early looks at nobody's training data", _stopping(m)),
         ("implementation", "Updates that are not finite never reach the model", _finite(m)),
         ("trust", "Nobody sees single updates", _masked(m)),
-        ("trust", "The server itself is held off by noise", _server(m)),
+        ("trust", "The server itself is held off by noise", measured(lambda m: _server(m, canaries))),
         (
             "trust",
             "Clients that vanish do not thin the noise below the claim",
             measured(lambda m: _survivors(m, canaries)),
         ),
-        ("trust", "Every published figure is noised", _unnoised()),
+        ("trust", "Every published figure is noised", _unnoised(unnoised)),
         ("trust", "Timing, message sizes and logs tell nothing", ("not checked", "no side channel was measured")),
     ]
     return [ev.PitfallCheck(layer=layer, name=name, result=r, why=why) for layer, name, (r, why) in rows]
@@ -175,19 +182,13 @@ def _clipped(m: Material) -> Found:
     )
 
 
-def _canary(canaries: ev.Canaries | None) -> Found:
+def _noise(canaries: ev.Canaries | None) -> Found:
+    """By the auditor, who has the sums before the noise; canaries alone would not see that a layer has none."""
     if canaries is None:
         return "not checked", "no canaries were in the training"
-    measured = _of_the_audit(canaries, "noise")
-    if measured[0] == "failed":
-        return measured
-    flagged = [o.observer for o in canaries.observers if o.flagged]
-    return _verdict(
-        not flagged,
-        f"canaries measure more than claimed against {', '.join(flagged)}"
-        if flagged
-        else f"{canaries.included} canaries refute no claim",
-    )
+    if flagged := [o.observer for o in canaries.observers if o.flagged]:
+        return "failed", f"canaries measure more than claimed against {', '.join(flagged)}"
+    return _of_the_audit(canaries, "noise of ")
 
 
 def _secret_noise(m: Material) -> Found:
@@ -205,8 +206,13 @@ def _alike(same: bool) -> str:
 def _discrete(m: Material) -> Found:
     """Noise drawn as the run's was lies on a grid; where clients' integers are noised, all sums are integers."""
     privacy, why = m.experiment.settings.privacy, "(Mironov 2012 attacks the low bits of real-valued noise)"
-    if privacy.mechanism in ("discrete_gaussian", "skellam"):
-        return "passed", f"integers are noised, before they are masked {why}"
+    mechanism, dimension = m.experiment.mechanism, m.experiment.model.dimension
+    if mechanism.integral:
+        nothing, drawn = np.zeros(dimension, np.float32), m.experiment.streams.source(Purpose.CLIENT_NOISE, 1)
+        state, terms = mechanism.initialize(dimension), Terms(1, 1)
+        share = mechanism.on_client(state, nothing, 0.0, terms, drawn).vector
+        off = int((share != np.rint(share)).sum())
+        return _verdict(not off, f"of the {len(share)} numbers of a client's noise, {off} are no integers {why}")
     secure, source = privacy.randomness == "secure", m.experiment.streams.source(Purpose.NOISE, 1)
     steps = add_gaussian(np.zeros(256), 1.0, source, secure=secure) / grid_step(1.0)
     off = int((steps != np.rint(steps)).sum())
@@ -242,7 +248,9 @@ def _masked(m: Material) -> Found:
     if mode == "bfv":
         return "not checked", "ciphertexts are not recorded, and that key holder and server keep apart is on trust"
     if mode != "protocol":
-        return "failed", f"secure_aggregation.mode = {mode}"
+        seen = m.result.transcript.view(Observer.SERVER, m.experiment.model).observations
+        single, rounds = sum(one.kind is Kind.CLIENT_UPDATE for one in seen), len(m.result.transcript.records)
+        return "failed", f"in mode {mode} they come one by one: {single} in the {rounds} recorded rounds"
     cosines = [
         float(upload @ record.updates[client])
         / max(1e-300, float(np.linalg.norm(upload) * np.linalg.norm(record.updates[client])))
@@ -259,9 +267,16 @@ def _masked(m: Material) -> Found:
     )
 
 
-def _server(m: Material) -> Found:
-    held = "server" in guarantees_of(m)
-    return _verdict(held, "noise is in what reaches it" if held else "it holds the sums from before the noise")
+def _server(m: Material, canaries: ev.Canaries | None) -> Found:
+    if "server" not in guarantees_of(m):
+        return "failed", "it holds the sums from before the noise"
+    row = next((o for o in canaries.observers if o.observer == "server"), None) if canaries else None
+    if row is None or not row.estimates:
+        return "not checked", "the ledger says that noise is in what reaches it; canaries measure it"
+    heard = ", ".join(f"{e.low:.3g} to {e.high:.3g}" for e in row.estimates)
+    return _verdict(
+        not row.flagged, f"canaries measure ε from {heard} against it, where {row.claim:.3g} is claimed"
+    )
 
 
 def _survivors(m: Material, canaries: ev.Canaries | None) -> Found:
@@ -281,8 +296,10 @@ def _survivors(m: Material, canaries: ev.Canaries | None) -> Found:
     )
 
 
-def _unnoised() -> Found:
-    return (
-        "failed",
-        'accuracy, losses and clipping figures are not; they are listed under "Published without noise"',
+def _unnoised(unnoised: Sequence[ev.UnnoisedQuantity]) -> Found:
+    return _verdict(
+        not unnoised,
+        f'{len(unnoised)} kinds of figures are not; they are listed under "Published without noise"'
+        if unnoised
+        else "nothing else was published",
     )

@@ -16,7 +16,7 @@ from privfed.audit.assemble.clients import clients_of
 from privfed.audit.assemble.empirical import canaries_of, canary_limits_of, membership_of, seen_canaries
 from privfed.audit.assemble.material import Material
 from privfed.audit.assemble.observers import observer_of
-from privfed.audit.assemble.statements import statements_of, trust_of
+from privfed.audit.assemble.statements import statements_of, trust_of, unnoised_of
 from privfed.audit.assemble.training import (
     abort_limit_of,
     accuracy_of,
@@ -32,13 +32,6 @@ if TYPE_CHECKING:
     from privfed.exposure import Exposure
 
 PACKAGES = ("tensorflow", "tensorflow-federated", "dp-accounting", "cryptography", "numpy")
-UNNOISED = (
-    ("training loss and accuracy", "means over the cohort's own examples; seen by the server, written to metrics"),
-    ("clipped fraction, update norms, signal-to-noise", "computed from the updates before the noise"),
-    ("cohort, survivors, non-finite clients, aborted rounds", "say who took part; an abort depends on the cohort"),
-    ("membership scores", "computed on the training examples for this report"),
-    ("originals in the gallery", "training examples, shown to judge reconstructions"),
-)
 LIMITS = (
     "Attacks give lower bounds: what these found nothing in, better ones may not.",
     "Central noise protects nobody against the server, which holds the sum before the noise.",
@@ -54,6 +47,7 @@ def assemble(m: Material) -> ev.Evidence:
     attacks = tuple(_attack(exposure) for exposure in m.exposures)
     observers = tuple(observer_of(m, observer, attacks) for observer in Observer)
     canaries, sweep, membership = canaries_of(m), sweep_of(m), membership_of(m)
+    clients, unnoised = clients_of(m), tuple(unnoised_of(m))
     return ev.Evidence(
         run=_run(m),
         verdict=verdict(observers, canaries, membership, readers_of_text(attacks)),
@@ -66,12 +60,12 @@ def assemble(m: Material) -> ev.Evidence:
         membership=membership,
         canaries=canaries,
         accounting=accounting_of(m),
-        clients=clients_of(m),
+        clients=clients,
         sweep=sweep,
         statements=tuple(statements_of(m)),
-        checks=tuple(checks_of(m, canaries, sweep)),
+        checks=tuple(checks_of(m, canaries, sweep, unnoised)),
         trust=tuple(trust_of(m)),
-        unnoised=tuple(ev.UnnoisedQuantity(name=name, why=why) for name, why in UNNOISED),
+        unnoised=unnoised,
         limits=(
             *(f"This report is partial: {why}." for why in m.missing),
             *LIMITS,

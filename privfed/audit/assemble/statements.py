@@ -56,7 +56,7 @@ def _items(m: Material) -> Iterator[tuple[Layer, str, str]]:
     yield (
         "unit",
         "Clients",
-        f"{e.population.clients}, with {sizes.min(initial=0)} to {sizes.max(initial=0)} examples each",
+        f"{e.population.clients}, with {sizes.min() if len(sizes) else 0} to {sizes.max(initial=0)} examples each",
     )
     yield "implementation", "Mechanism", _mechanism(m)
     yield "implementation", "Cohorts", f"{e.sampling.describe()}; drawn by the object that the accountant is told"
@@ -143,3 +143,44 @@ def trust_of(m: Material) -> list[ev.TrustAssumption]:
         )
     )
     return [ev.TrustAssumption(who=who, trusted_to=to, otherwise=otherwise) for who, to, otherwise in found]
+
+
+def unnoised_of(m: Material) -> Iterator[ev.UnnoisedQuantity]:
+    """What this run and its report publish of clients' data beside the promise."""
+    rounds = [report.metrics for report in m.result.reports]
+    trained = [result for result in (m.baseline, m.control) if result is not None]
+    for there, name, why in (
+        (
+            any(x.train_accuracy is not None for x in rounds),
+            "training loss and accuracy",
+            "means over the cohort's own examples; seen by the server, written to metrics",
+        ),
+        (
+            any(x.clipped_fraction is not None or x.signal_to_noise is not None for x in rounds),
+            "clipped fraction, update norms, signal-to-noise",
+            "computed from the updates before the noise",
+        ),
+        (
+            bool(rounds),
+            "cohort, survivors, non-finite clients, aborted rounds",
+            "say who took part; an abort depends on the cohort",
+        ),
+        (
+            True,
+            "accuracy client by client",
+            "computed on clients' own examples for this report; report.json has the worst by number",
+        ),
+        (
+            bool(trained),
+            "accuracy of the training without protection, or without canaries",
+            "of models that no ε covers, trained for this report; the models themselves are not released",
+        ),
+        (m.membership is not None, "membership scores", "computed on the training examples for this report"),
+        (
+            any(exposure.outcome.original is not None for exposure in m.exposures),
+            "originals in the gallery",
+            "training examples, shown to judge reconstructions",
+        ),
+    ):
+        if there:
+            yield ev.UnnoisedQuantity(name=name, why=why)

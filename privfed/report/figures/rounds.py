@@ -9,6 +9,9 @@ from privfed.audit.evidence import RoundEvidence
 from privfed.report.figures.base import Figure, curves
 from privfed.report.numbers import count, percent, ratio
 
+NEAR_ONE = 0.5
+"""Signal-to-noise from which on the figure has room for a line at 1."""
+
 
 def clipping_figure(rounds: Sequence[RoundEvidence]) -> Figure:
     """Share of updates that were clipped, by round."""
@@ -34,9 +37,12 @@ def noise_figure(rounds: Sequence[RoundEvidence]) -> Figure:
     values = [(r.round, r.signal_to_noise) for r in rounds]
     infinite = sum(1 for _, value in values if value is not None and math.isinf(value))
     finite = [(n, None if value is None or math.isinf(value) else value) for n, value in values]
+    peak = max((value for _, value in finite if value is not None), default=0.0)
+    near = peak >= NEAR_ONE  # else a line at 1 would leave the curve no room
     caption = (
-        "Length of the sum over the expected length of its noise. Below 1 (dashed) a round's noise is longer than "
-        "what it hides; training still gets on, because noise averages out over rounds and signal adds up."
+        f"Length of the sum over the expected length of its noise. Below 1{' (dashed)' if near else ''} a round's "
+        "noise is longer than what it hides; training still gets on, because noise averages out over rounds and "
+        "signal adds up."
     )
     if infinite:
         caption += f" Not drawn: {count(infinite)} rounds without noise, where the ratio is ∞."
@@ -48,7 +54,8 @@ def noise_figure(rounds: Sequence[RoundEvidence]) -> Figure:
         if infinite
         else "Missing: the signal-to-noise ratio was not measured.",
         ratio,
-        mark=1.0,
+        top=max(peak, 1.0) if near else None,
+        mark=1.0 if near else None,
     )
 
 
