@@ -19,10 +19,11 @@ class Purpose(IntEnum):
     CLIENT_NOISE = 6
     ORDER = 7
     CANARIES = 8
+    PEERS = 9
 
 
-_SIMULATION = frozenset({Purpose.DROPOUT, Purpose.SHUFFLE, Purpose.ORDER, Purpose.CANARIES})
-"""Not secret in any mode: who vanishes is a simulation, and the order of examples and canaries protect nobody."""
+_SIMULATION = frozenset({Purpose.DROPOUT, Purpose.SHUFFLE, Purpose.ORDER, Purpose.CANARIES, Purpose.PEERS})
+"""Not secret in any mode: who vanishes is a simulation; the order of examples, canaries, peers protect nobody."""
 
 
 @dataclass(frozen=True)
