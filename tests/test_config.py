@@ -214,5 +214,5 @@ def test_ray_has_its_parts_recorded_and_may_go_on_elsewhere() -> None:
     ],
 )
 def test_ray_settings_that_mean_nothing_are_refused(tree: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Settings.model_validate(tree)
+    with pytest.raises(SettingError, match=words):
+        resolve_settings(tree)
