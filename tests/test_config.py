@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,27 @@ def test_rings_are_8_to_64_bits_or_chosen_but_not_for_integer_noise() -> None:
     with pytest.raises(SettingError, match=r"skellam noise takes the finest grid.*Give a number") as caught:
         resolve_settings({"privacy": noised, "secure_aggregation": {"mode": "protocol", "ring_bits": "auto"}})
     assert caught.value.where == "secure_aggregation.ring_bits"
+
+
+def test_ray_has_its_parts_recorded_and_may_go_on_elsewhere() -> None:
+    plain = Settings()
+    assert {"ray", "sum_parts"}.isdisjoint(plain.model_dump())  # as runs older than these settings have it
+    here = Settings.model_validate({"executor": "ray"})
+    assert here.sum_parts == len(os.sched_getaffinity(0))
+    there = Settings.model_validate({"executor": "ray", "ray": {"address": "head:6379", "workers": 7}})
+    assert here.fingerprint() == there.fingerprint()
+    more = Settings.model_validate({"executor": "ray", "sum_parts": here.sum_parts + 1})
+    assert more.fingerprint() != here.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"ray": {"workers": 2}}, "executor"),
+        ({"executor": "tff", "sum_parts": 2}, "sum_parts"),
+        ({"executor": "ray", "ray": {"workers": 0}}, "workers"),
+    ],
+)
+def test_ray_settings_that_mean_nothing_are_refused(tree: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        resolve_settings(tree)

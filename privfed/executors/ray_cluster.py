@@ -47,6 +47,7 @@ class Cluster:
             raise PrivFedError("needs Ray", where='executor = "ray"', remedy="pip install 'privfed[ray]'")
         # Read when Ray is imported. The last one: Ray shall not hide GPUs from actors that ask for none.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it complains of metrics that nobody asked for
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with _quietly():
@@ -96,7 +97,6 @@ class Cluster:
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
-                _system_config={"enable_metrics_collection": False},
                 _node_ip_address="127.0.0.1",
                 _temp_dir=self._folder,
             )
@@ -204,7 +204,11 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Ray leaves files to the collector, and takes the handler of SIGTERM, which is the training's."""
+    """Ray leaves files to the collector, takes the handler of SIGTERM, which is the training's, and tells stderr
+    from its C++ that it will be quiet."""
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     try:
@@ -212,5 +216,8 @@ def _quietly() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
         if main and handler is not None:
             signal.signal(signal.SIGTERM, handler)
