@@ -100,7 +100,7 @@ def masking(updates: Updates, codec: FixedPointCodec) -> dict[str, Any]:
             break
         messages = []
         for i, client in clients.items():
-            messages += clock("client", lambda c=client, i=i: list(c.receive(answers[i])))
+            messages += clock("client", lambda c=client, a=answers[i]: list(c.receive(a)))
             if stage is Stage.SHARE_KEYS:
                 vector = clock("client", lambda i=i: encoded(codec, updates[i], i))
                 messages.append(clock("client", lambda c=client, v=vector: c.contribute(v)))
@@ -192,8 +192,8 @@ def markdown(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     ]
     same = len({r["sha256_of_sum"] for r in rows[:3]}) == 1
     note = (
-        f"{args.clients} clients of norm {CLIP:g}, {args.dim:,} coordinates, ring of {args.ring_bits} bits; errors "
-        f"against the floating-point sum. The first three sums are {'the same bits' if same else 'NOT the same'}: "
+        f"{args.clients} clients of norm {CLIP:g}, {args.dim:,} coordinates, ring of {args.ring_bits} bits; "
+        f"errors against the floating-point sum. The first three sums are {'the same bits' if same else 'NOT the same'}: "
         f"their error is that of rounding to the grid. tenseal {version('tenseal')}; {table.machine()}."
     )
     return "\n".join([*lines, "", note])
