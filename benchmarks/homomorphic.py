@@ -193,7 +193,8 @@ def markdown(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     same = len({r["sha256_of_sum"] for r in rows[:3]}) == 1
     note = (
         f"{args.clients} clients of norm {CLIP:g}, {args.dim:,} coordinates, ring of {args.ring_bits} bits; "
-        f"errors against the floating-point sum. The first three sums are {'the same bits' if same else 'NOT the same'}: "
+        f"errors against the floating-point sum. "
+        f"The first three sums are {'the same bits' if same else 'NOT the same'}: "
         f"their error is that of rounding to the grid. tenseal {version('tenseal')}; {table.machine()}."
     )
     return "\n".join([*lines, "", note])
