@@ -26,6 +26,7 @@ BENCHMARKS = {
     "secagg-50": [*SECAGG, "1000000", "--clients", "50", "--dropout", "0.1", "--peers", "flower"],
     "secagg-1000": [*SECAGG, "1000000", "--clients", "1000", "--dropout", "0.05", "--cores", "2"],
     "secagg-10000": [*SECAGG, "10000", "--clients", "10000"],
+    "homomorphic": ["homomorphic.py", "--clients", "20", "--dim", "100000"],
     "attacks": ["attacks.py", "--peers", "breaching"],
 }
 """Each with the arguments that make its table."""

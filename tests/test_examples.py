@@ -165,3 +165,16 @@ def prepare_kmnist(folder: Path, examples: int) -> None:
                 yield number, {"image": image, "label": number % 10}
 
     Kmnist(data_dir=str(folder)).download_and_prepare()
+
+
+@pytest.mark.slow
+def test_homomorphic_trains_to_the_bits_of_masking(tmp_path: Path) -> None:
+    from privfed.runs import run_training
+
+    pytest.importorskip("tenseal")
+    weights = {}
+    for mode in ("bfv", "protocol"):
+        settings = example("homomorphic", f"secure_aggregation.mode={mode}", "training.rounds=2")
+        run_training(settings, tmp_path / mode, Console(quiet=True))
+        weights[mode] = np.load(tmp_path / mode / "weights.npy")
+    np.testing.assert_array_equal(weights["bfv"], weights["protocol"])
