@@ -1,4 +1,4 @@
-"""Federated evaluation: the figures of held-out clients are those of the released model on them, and nobody else."""
+"""Federated evaluation: the figures of held-out clients are those of the released model on them."""
 
 from __future__ import annotations
 
