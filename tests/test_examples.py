@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from idx_writer import write_folder
 
 from privfed.config import Settings
 from privfed.console import Console
@@ -133,6 +134,24 @@ def test_kmnist_trained_on_a_prepared_set(tmp_path: Path) -> None:
     assert np.load(tmp_path / "run" / "weights.npy").shape == (28 * 28 * 10 + 10,)
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["cohort"] == 10
+    assert verify_run(tmp_path / "run").holds
+
+
+@pytest.mark.slow
+def test_kmnist_trained_on_an_idx_folder(tmp_path: Path) -> None:
+    """The way without TensorFlow Datasets: the same settings, ten clients in the files' order."""
+    from privfed.runs import run_training
+
+    rng = np.random.default_rng(0)
+    labels = (np.arange(200) % 10).astype(np.uint8)
+    images = rng.integers(0, 60, (200, 28, 28), dtype=np.uint8)
+    images[np.arange(200), labels] = 255  # a bright row says which class it is
+    folder = write_folder(tmp_path / "data", (images, labels), (images[:50], labels[:50]))
+    settings = example(
+        "kmnist", "data.source=idx", f"data.folder={folder}", "training.learning_rate=0.2", "attacks.enabled=false"
+    )
+    figures = run_training(settings, tmp_path / "run", Console(quiet=True))
+    assert (figures["rounds"], figures["test_accuracy"]) == (20, 1.0)
     assert verify_run(tmp_path / "run").holds
 
 
