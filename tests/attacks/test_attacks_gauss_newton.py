@@ -53,6 +53,16 @@ def test_a_batch_is_exact(lab, model, clip):
     assert found.residual < 1e-6
 
 
+def test_eight_images_without_their_features(lab, monkeypatch):
+    place = lab("lenet")
+    monkeypatch.setattr("attacks.gradient_matching.split_features", lambda *_: None)
+    attack = GradientMatching(iterations=1000, batch=8, starts=1)
+    seen = place.observe(list(range(8)))
+    found = attempt(attack, place.view(seen), 0, np.random.default_rng(0))
+    scores = score(found.images, found.labels, *place.truth(seen))
+    assert sum(s.psnr >= 30 for s in scores) >= 7
+
+
 def test_steps_keep_the_box_and_lower_the_loss(lab):
     place = lab("lenet")
     labels = np.eye(10)[place.labels[:2]]
