@@ -62,6 +62,7 @@ class Row:
         trained: Steps of SGD (batches of 64, rate 0.1) on the training images before the attack.
         clip: L2 bound of the update, known to the attacker.
         white: The byte that is one; above 255 pixels are no bytes, as far as an attacker knows them.
+        halved: Whether images are 14×14, means of four pixels each.
     """
 
     attack: str
@@ -81,6 +82,7 @@ class Row:
     trained: int = 0
     clip: float | None = None
     white: int = 255
+    halved: bool = False
 
 
 def matching(batch: int, rate: float, seconds: float | None = None, **options: Any) -> Row:
@@ -125,6 +127,7 @@ ROWS = {
     "gradient-matching-2": matching(2, 0.95, targets=25),
     "gradient-matching-4": matching(4, 0.90, targets=15),
     "gradient-matching-8": matching(8, 0.85, targets=10),
+    "gradient-matching-8-halved": matching(8, 0.85, targets=10, halved=True),
     "gradient-matching-clipped": matching(1, 0.0, clip=0.01, targets=50),
     "gradient-matching-relu": matching(1, 0.0, options={"activation": "relu"}, targets=25),
     "gradient-matching-cnn": matching(1, 0.0, model="cnn", settings={"batch": 1, "iterations": 300}, targets=10),
@@ -257,7 +260,10 @@ def run(row: Row, targets: int, data: Path, progress: bool, first: int = 0) -> d
     from privfed.models.zoo import ZOO
 
     pixels, labels = images(data)
-    model = (ZOO | MODELS)[row.model]((28, 28, 1), 10, **row.options)
+    if row.halved:
+        pixels = np.round(pixels.reshape(-1, 14, 2, 14, 2, 1).mean(axis=(2, 4)))
+    side = 14 if row.halved else 28
+    model = (ZOO | MODELS)[row.model]((side, side, 1), 10, **row.options)
     chosen = np.random.default_rng(0x5EED).permuted(np.arange(len(labels)))
     attack: Callable[..., Outcome] = attack_labels if row.attack == "labels" else attack_images
     starts = [trained(row, model, draw, data) for draw in range(DRAWS)]
