@@ -217,7 +217,9 @@ def test_tshark_sees_tls_and_nothing_else(federation: Federation, tmp_path: Path
     assert len(seen_by(tshark, capture, port, "tls.handshake.type == 1")) == CLIENTS  # each said hello
     assert len(seen_by(tshark, capture, port, "tls.app_data")) > 4 * CLIENTS
     assert seen_by(tshark, capture, port, "tls.handshake.certificate or http2") == []
-    assert seen_by(tshark, capture, port, "tcp.len > 0 and not tls and not tcp.segment") == []
+    # A segment that the kernel sent twice on a busy machine is dissected once; what it holds was searched above.
+    other = "tcp.len > 0 and not tls and not tcp.segment and not tcp.analysis.retransmission"
+    assert seen_by(tshark, capture, port, other) == []
 
 
 def test_tshark_would_have_seen_it(tmp_path: Path) -> None:

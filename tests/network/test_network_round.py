@@ -194,7 +194,7 @@ class PlainHalf(FakeHalf):
     def expected(self, cohort: int) -> Expected:
         return Expected(DIMENSION, 0, 0)
 
-    def __call__(self, number: int, weights: Any, cohort: int) -> Any:
+    def __call__(self, number: int, weights: Any, cohort: int, clip_norm: float | None = None) -> Any:
         return self.factor * update_of(self.client, number)
 
 
