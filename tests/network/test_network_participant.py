@@ -372,8 +372,7 @@ def offer_of(settings: Settings) -> Offer:
 def test_a_server_that_changes_clip_norm_or_noise_of_an_accepted_plan_is_refused(
     tmp_path: Path, lie: dict[str, float]
 ) -> None:
-    """A client clips and noises by the plan that it accepted: an invitation names no noise, and one that names a
-    clip norm where the plan has its own is refused (``test_network_stateful.py``)."""
+    """A client clips and noises by the plan that it accepted, and no other."""
     memory = ClientMemory(tmp_path / "memory")
     memory.close()
     honest = offer_of(PLAN)
@@ -382,6 +381,15 @@ def test_a_server_that_changes_clip_norm_or_noise_of_an_accepted_plan_is_refused
     with pytest.raises(DeclinedError, match="not the one that was accepted"):
         memory.check(RUN, frames.digest(offer_of(changed("privacy", **lie))))
     assert "noise_multiplier" not in Invitation.model_fields
+
+
+def test_a_server_that_raises_the_clip_norm_in_an_invitation_is_refused(table: Table) -> None:
+    """It is named only where the plan lets it move; test_network_stateful.py has how far."""
+    params = table.params()
+    declines(table.participants[0], table.invitation(params, clip_norm=50.0), "names a clip norm")
+    assert (
+        table.participants[0].receive(table.invitation(params)) is not None
+    )  # but for that it would have gone along
 
 
 def guarantee(epsilon: float) -> Guarantee:
