@@ -29,7 +29,8 @@ app = typer.Typer(
     help="Train federated under differential privacy and secure aggregation; show what leaks, and to whom.",
     no_args_is_help=True,
     epilog="Exit codes: 0 done; 1 done, and something does not hold, was not checked, or failed (verify, doctor, "
-    "a trial of a sweep); 2 refused, in one line; 128 and the number of a signal that stopped it, such as 130 after Ctrl-C.",
+    "a trial of a sweep); 2 refused, in one line; 128 and the number of a signal that stopped it, such as 130 "
+    "after Ctrl-C.",
     pretty_exceptions_enable=False,
 )
 
