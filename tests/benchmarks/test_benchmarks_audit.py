@@ -32,3 +32,23 @@ def test_an_unknown_fault_is_refused_with_those_that_are_known() -> None:
     assert done.returncode == 2
     assert "half-noize" in done.stderr
     assert "forgotten-layer" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_cost_is_of_trainings_with_and_without_canaries(tmp_path: Path) -> None:
+    text = (ROOT / "examples" / "digits.toml").read_text(encoding="utf-8")
+    assert "rounds = 40" in text
+    settings = tmp_path / "short.toml"
+    settings.write_text(
+        text.replace("rounds = 40", "rounds = 3").replace('"protocol"', '"ring"'), encoding="utf-8"
+    )
+    done = run("--cost", str(settings), "--runs", "1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["mode"], found["runs"]) == ("ring", 1)
+    assert set(found["cpu_seconds_a_round"]) == {"none", "update", "input"}
+    assert found["cpu_seconds_of_judging"] > 0
+    for kind, share in found["over"].items():
+        # What judging adds is spread over the rounds.
+        added = found["cpu_seconds_of_judging"] / 3 / found["cpu_seconds_a_round"]["none"]
+        assert share == pytest.approx(found["over_of_rounds"][kind] + added)
