@@ -26,14 +26,12 @@ Vector = NDArray[np.float64]
 MOST_ENTRIES = 150_000_000
 """Of a Jacobian in single precision: 600 MB."""
 DAMPING = (1e-3, 1e-6, 1e2)
-"""At the start, least and most, relative to the mean of the normal matrix's diagonal over the image's pixels."""
-LEAST_SCALE = 1e-4
-"""Of an image's mean in that diagonal, relative to the largest: below it single precision tells nothing."""
+"""At the start, least and most, relative to the mean of the normal matrix's diagonal."""
 SERVES = 0.3
 """A Jacobian is kept while a step brings the loss below this share of what it was."""
 STALLED = 0.9
 """So is the search given up when two new Jacobians in a row have not brought it below this share."""
-REFITS = 3
+REFITS = 8
 """Times that pixels which leave [0, 1] are held at its ends and the others are solved for again."""
 TRIES = 6
 """Dampings tried for one step."""
@@ -113,9 +111,8 @@ def solve(matching: Matching, start: Vector, *, enough: float, jacobians: int) -
         if not len(free):
             break
         normal, before, taken = equations.normal(x, free), at.loss, taken + 1
-        scale = image_scales(normal.diagonal(), free // (len(x) // len(matching.labels)))
         while at.loss > enough:
-            stepped = _step(equations, normal, scale, free, x, at, damping)
+            stepped = _step(equations, normal, free, x, at, damping)
             if stepped is None:
                 damping = min(10 * damping, DAMPING[2])
                 break
@@ -206,7 +203,6 @@ def differentiated(model: Model, weights: Vector) -> Columns:
 def _step(
     equations: _Equations,
     normal: NDArray[np.float32],
-    scale: NDArray[np.float32],
     free: NDArray[np.int64],
     x: Vector,
     at: _Point,
@@ -215,7 +211,7 @@ def _step(
     """A step that lowers the loss, with the damping that it took; ``None`` when none of those tried does."""
     for _ in range(TRIES):
         moved = x.copy()
-        moved[free] = _bounded(normal, at.slope[free], x[free], np.float32(damping) * scale)
+        moved[free] = _bounded(normal, at.slope[free], x[free], damping)
         there = equations.at(moved)
         if there.loss < at.loss:
             return moved, there, damping
@@ -225,29 +221,16 @@ def _step(
     return None
 
 
-def image_scales(diagonal: NDArray[np.float32], image: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Mean of the normal matrix's diagonal over the pixels of the same image, ``[free]``.
-
-    Damping by it does not slow the images that the model already gets right, whose gradients are short.
-
-    Args:
-        diagonal: ``[free]``.
-        image: Number of the image each pixel is of, ``[free]``.
-    """
-    pixels = np.bincount(image)
-    means = np.bincount(image, diagonal) / np.maximum(pixels, 1)
-    return np.asarray(np.maximum(means, LEAST_SCALE * means.max())[image], np.float32)
-
-
-def _bounded(normal: NDArray[np.float32], slope: Vector, x: Vector, ridge: NDArray[np.float32]) -> Vector:
-    """About where the damped quadratic model is least in [0, 1], ``[free]``; ``ridge`` ``[free]`` damps."""
+def _bounded(normal: NDArray[np.float32], slope: Vector, x: Vector, damping: float) -> Vector:
+    """About where the damped quadratic model is least in [0, 1], ``[free]``."""
+    ridge = np.float32(damping * float(normal.diagonal().mean()))
     moved, held = x.copy(), np.zeros(len(x), np.bool_)
     for _ in range(REFITS):
         open_ = np.flatnonzero(~held)
         if not len(open_):
             break
         matrix = normal[np.ix_(open_, open_)]
-        matrix[np.diag_indices_from(matrix)] += ridge[open_]
+        matrix[np.diag_indices_from(matrix)] += ridge
         right = -slope[open_]
         if held.any():
             right = right - normal[np.ix_(open_, np.flatnonzero(held))] @ (moved - x)[held]

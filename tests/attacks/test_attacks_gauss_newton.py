@@ -79,12 +79,6 @@ def test_steps_keep_the_box_and_lower_the_loss(lab):
     assert losses[0] > losses[1] > losses[2]
 
 
-def test_damping_is_relative_to_each_image_and_never_nothing():
-    diagonal, image = np.array([4.0, 2.0, 0.1, 0.3, 1e-9], np.float32), np.array([0, 0, 2, 2, 3])
-    naive = [max(float(np.mean(diagonal[image == i])), 3.0 * gauss_newton.LEAST_SCALE) for i in image]
-    np.testing.assert_allclose(gauss_newton.image_scales(diagonal, image), naive, rtol=1e-6)
-
-
 def test_examples_that_share_statistics_are_told(lab):
     model = lab("mlp").model
     assert gauss_newton.separable(model)
