@@ -23,7 +23,6 @@ ROWS = {
     "gradient-matching-1": (10, 0.9, 80),
     "gradient-matching-2": (5, 0.9, 80),
     "gradient-matching-4": (2, 0.75, 60),
-    "gradient-matching-8-halved": (1, 0.85, 40),
     "gradient-matching-relu": (2, 0.0, None),
     "gradient-matching-trained": (2, 0.0, None),
     "gradient-matching-resnet": (2, 0.0, None),
