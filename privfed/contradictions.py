@@ -158,7 +158,7 @@ def _check_examples(settings: Settings) -> None:
         raise Contradiction(
             "training.algorithm", "fedsgd", "dp_sgd draws the examples of each step", 'Use "fedavg"'
         )
-    if settings.executor == "tff":
+    if settings.executor != "local":
         raise Contradiction("executor", settings.executor, "it has no DP-SGD", 'Set executor = "local"')
 
 

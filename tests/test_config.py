@@ -115,6 +115,7 @@ EXAMPLES = {"mechanism": "dp_sgd", "unit": "example", "clip_norm": 1.0, "epsilon
         ({"training": {"algorithm": "fedsgd"}}, "training.local_steps", "draws the examples"),
         ({"training": {"local_steps": 1, "algorithm": "fedsgd"}}, "training.algorithm", "draws the examples"),
         ({"executor": "tff"}, "executor", "no DP-SGD"),
+        ({"executor": "ray"}, "executor", "no DP-SGD"),
         ({"secure_aggregation": {"mode": "ring"}}, "secure_aggregation.mode", "no bound"),
         ({"training": {"local_steps": 3, "weighted": True}}, "training.weighted", "private"),
         ({"cohort": {"sampling": "round_robin", "size": 2}}, "cohort.sampling", "not accounted for round-robin"),
