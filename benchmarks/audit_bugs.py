@@ -143,7 +143,7 @@ def judge(e: Experiment, result: TrainingResult, fault: Fault) -> tuple[list[Che
     delta = e.settings.privacy.delta
     claims = {observer: g.epsilon for observer, g in by_observer(spent, delta).items()}
     moved = result.weights.astype(np.float64) - e.initial_weights
-    seen = seen_by_observers(watched, notes, moved, masked=e.plan.mode == "protocol")
+    seen = seen_by_observers(watched, notes, moved, mode=e.plan.mode)
     return (
         checks(watched, notes, result.weights, e.audited.sampling, spent),
         findings(seen, spent, claims, delta),
