@@ -30,7 +30,15 @@ def _losses(model: Model, weights: Vector, x: Any, y: Any) -> tuple[Any, Any, An
 class PlainWork(ClientWork):
     """Local SGD, client after client."""
 
-    def __init__(self, model: Model, features: Any, labels: Any, offsets: Any, training: LocalTraining) -> None:
+    def __init__(
+        self,
+        model: Model,
+        features: Any,
+        labels: Any,
+        offsets: Any,
+        training: LocalTraining,
+        parts: int | None = None,  # it adds client after client
+    ) -> None:
         scale = 255 if features.dtype == np.uint8 else 1
         self._x = (features.reshape(len(features), -1) / scale).astype(np.float32)
         self._model, self._labels, self._offsets, self._training = model, labels, offsets, training

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,9 @@ LEAST_STORE_MIB = 80
 """Ray starts with no less."""
 ATTEMPTS = 4
 """Workers that one job may lose before the job is at fault."""
+START_SECONDS = 600.0
+"""That a cluster has to start a first worker: a machine may have to be had first."""
+_POLL_SECONDS = 1.0
 
 
 class Cluster:
@@ -48,7 +52,6 @@ class Cluster:
         # Read when Ray is imported. The last one: Ray shall not hide GPUs from actors that ask for none.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it complains of metrics that nobody asked for
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with _quietly():
             import ray
@@ -61,7 +64,7 @@ class Cluster:
             self._start(cores, store_mib)
             return
         try:
-            with _quietly():
+            with _quietly(), _own_environment():
                 ray.init(address=address, log_to_driver=False, configure_logging=False)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -89,7 +92,7 @@ class Cluster:
             stdin=subprocess.PIPE,
             start_new_session=True,  # the keyboard's interrupt is for this process
         )
-        with _quietly():
+        with _quietly(), _own_environment():
             ray.init(
                 address="local",
                 num_cpus=cores,
@@ -132,6 +135,7 @@ class Crew:
         self._start = start
         self._free = deque(start() for _ in range(size))
         self._busy: dict[Any, Any] = {}
+        self._starting = [worker.__ray_ready__.remote() for worker in self._free]
         self.size, self.lost = size, 0
 
     def run(self, method: str, jobs: Sequence[tuple[Any, ...]], ahead: int) -> Iterator[Any]:
@@ -140,7 +144,7 @@ class Crew:
         No more than ``ahead`` results wait for an earlier one.
 
         Raises:
-            PrivFedError: A job loses worker after worker, or the cluster is gone.
+            PrivFedError: A job loses worker after worker, no worker starts, or the cluster is gone.
         """
         import ray
         from ray import exceptions
@@ -154,7 +158,7 @@ class Crew:
                     worker, job = self._free.popleft(), left.popleft()
                     future = getattr(worker, method).remote(*jobs[job])
                     under_way[future], self._busy[future] = job, worker
-                (ready, *_), _ = ray.wait(list(under_way), num_returns=1)
+                ready = self._first_of(list(under_way))
                 worker, job = self._busy.pop(ready), under_way.pop(ready)
                 try:
                     done[job] = ray.get(ready)
@@ -180,6 +184,22 @@ class Crew:
             for future in under_way:
                 self._free.append(self._busy.pop(future))
 
+    def _first_of(self, futures: list[Any]) -> Any:
+        """The first that is there; in slices, between which Python hears of signals."""
+        import ray
+
+        began = time.monotonic()
+        while not (there := ray.wait(futures, num_returns=1, timeout=_POLL_SECONDS)[0]):
+            if self._starting and ray.wait(self._starting, num_returns=1, timeout=0)[0]:
+                self._starting = []
+            if self._starting and time.monotonic() - began > START_SECONDS:
+                raise PrivFedError(
+                    f"no worker has started for {START_SECONDS:.0f} seconds",
+                    where='executor = "ray"',
+                    remedy="Look into the cluster's logs, and `ray status`",
+                )
+        return there[0]
+
     def _replace(self, worker: Any) -> None:
         import ray
 
@@ -200,6 +220,23 @@ class Crew:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Under ``uv run`` Ray would start workers by the same words in a copy of the folder, which may lack uv.
+
+    Whether it does is read from the environment when Ray is imported, which may be long ago.
+    """
+    from ray._private import ray_constants
+
+    name = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+    found = getattr(ray_constants, name, False)
+    setattr(ray_constants, name, False)
+    try:
+        yield
+    finally:
+        setattr(ray_constants, name, found)
 
 
 @contextmanager
