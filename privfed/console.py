@@ -154,8 +154,13 @@ class Console:
 
     def training_summary(self, summary: Mapping[str, Any]) -> None:
         """The end of a training: its figures, and what it spent, in words."""
-        words = ("statements", "guarantees")
-        self.figures({name: value for name, value in summary.items() if name not in words})
+        apart = ("statements", "guarantees", "held_out_clients")
+        self.figures({name: value for name, value in summary.items() if name not in apart})
+        if found := summary.get("held_out_clients"):
+            rows = {"mean": found["mean"], "mean by examples": found["weighted_mean"]}
+            rows |= {f"percentile {number}": value for number, value in found["percentiles"].items()}
+            self.say_result("Accuracy over clients held out:")
+            self.figures(rows)
         for text in summary["statements"]:
             self.say_result(text)
 

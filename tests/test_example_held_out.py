@@ -15,7 +15,9 @@ HELD_OUT = Path(__file__).parents[1] / "examples" / "held-out.toml"
 
 
 @pytest.mark.slow
-def test_held_out_clients_are_twenty_that_did_not_train_and_the_figures_are_theirs(tmp_path: Path) -> None:
+def test_held_out_clients_are_twenty_that_did_not_train_and_the_figures_are_theirs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from privfed.experiment import compose
     from privfed.runs import run_training
 
@@ -38,6 +40,10 @@ def test_held_out_clients_are_twenty_that_did_not_train_and_the_figures_are_thei
     for percent, value in written["accuracy"]["percentiles"].items():
         assert value == pytest.approx(np.percentile(accuracy, int(percent)))
     assert figures["held_out_clients"] == written["accuracy"]
+    Console().training_summary(figures)
+    lines = capsys.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if "Accuracy over clients held out" in line)
+    assert lines[first + 1].split() == ["mean", f"{np.mean(accuracy):.4g}"]
     # .861 when written, from .706 for the 5th of a hundred clients to 1.
     assert written["accuracy"]["mean"] > 0.8
     assert written["accuracy"]["percentiles"]["5"] < written["accuracy"]["percentiles"]["95"] - 0.1

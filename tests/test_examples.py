@@ -187,13 +187,15 @@ def prepare_kmnist(folder: Path, examples: int) -> None:
 
 
 @pytest.mark.slow
-def test_homomorphic_trains_to_the_bits_of_masking(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mechanism", ["gaussian", "skellam", "discrete_gaussian"])
+def test_homomorphic_trains_to_the_bits_of_masking(mechanism: str, tmp_path: Path) -> None:
     from privfed.runs import run_training
 
     pytest.importorskip("tenseal")
     weights = {}
     for mode in ("bfv", "protocol"):
-        settings = example("homomorphic", f"secure_aggregation.mode={mode}", "training.rounds=2")
+        changes = (f"secure_aggregation.mode={mode}", f"privacy.mechanism={mechanism}", "training.rounds=2")
+        settings = example("homomorphic", *changes)
         run_training(settings, tmp_path / mode, Console(quiet=True))
         weights[mode] = np.load(tmp_path / mode / "weights.npy")
     np.testing.assert_array_equal(weights["bfv"], weights["protocol"])

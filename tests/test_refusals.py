@@ -7,6 +7,7 @@ runs one from outside. What was refused must not stand in the way of the same co
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import os
 import subprocess
 import sys
@@ -64,6 +65,17 @@ def experiment(tmp_path: Path) -> Path:
         "[training]\nrounds = 1\n[attacks]\nenabled = false\n"
     )
     return path
+
+
+def test_encryption_without_its_library(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name == "tenseal" else there(name, *a)
+    )
+    out = tmp_path / "run"
+    refused = run("train", DIGITS.with_name("homomorphic.toml"), "--out", out)
+    check_refusal(refused, "secure_aggregation.mode: ", "needs TenSEAL", "pip install 'privfed[homomorphic]'")
+    assert not list(out.rglob("ledger*"))
 
 
 def test_missing_experiment(run: Run, tmp_path: Path) -> None:
