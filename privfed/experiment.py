@@ -33,11 +33,12 @@ from privfed.federated.round import Round
 from privfed.federated.scaffold import Scaffold
 from privfed.federated.secure_sums import secure_sum_of
 from privfed.federated.server_update import OPTIMIZERS, ServerOptimizer
+from privfed.federated.spending import LedgerSpending, rounds_within
 from privfed.federated.streams import Streams
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, train
 from privfed.models.build import build_model
 from privfed.models.functional import Model, Vector
-from privfed.privacy.accounting import Guarantee, by_observer, times
+from privfed.privacy.accounting import Guarantee
 from privfed.privacy.ledger import Ledger
 from privfed.privacy.ledger_entries import Header
 from privfed.privacy.ledger_report import spent_releases
@@ -153,26 +154,11 @@ class Experiment:
         In secure mode a round that a crash lost is drawn anew, and is one more release: then the run ends earlier.
         """
         plan, budget = self.privacy_plan, self.budget
-        if plan is None or budget is None or not plan.secure or done >= rounds:
+        if plan is None or budget is None or not plan.secure:
             return rounds
-        _, spent = spent_releases(ledger)
-        whole_run = self.mechanism.whole_run
-        if not spent or (len(spent) <= done and not whole_run):
-            return rounds
-        releases = self.mechanism.releases(self.sampling, plan.expected_survivors)
-
-        def holds(more: int) -> bool:
-            ahead = [times(releases, 1 if whole_run else more)] if more else []
-            return (
-                plan.stated(by_observer([*spent, *ahead], plan.delta), self.settings.privacy.against).epsilon
-                <= budget
-            )
-
-        low, high = 0, rounds - done  # ε rises with the rounds
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if holds(middle) else (low, middle - 1)
-        return done + low
+        return rounds_within(
+            budget, plan, self.mechanism, spent_releases(ledger)[1], self.settings.privacy.against, done, rounds
+        )
 
     @cached_property
     def divisor(self) -> float | None:
@@ -361,32 +347,6 @@ class Experiment:
         if self.noise_multiplier is None:
             return None
         return LedgerSpending(ledger, self.mechanism, self.sampling)
-
-
-@dataclass(frozen=True)
-class LedgerSpending:
-    """``Spending`` of one mechanism under one sampling scheme, on a ledger."""
-
-    ledger: Ledger
-    mechanism: Mechanism
-    sampling: SamplingScheme
-
-    def reserve(self, round_number: int) -> None:
-        """Before the noise is drawn: the worst that can come of it."""
-        releases = self.mechanism.releases(self.sampling)
-        self.ledger.reserve(round_number, releases, whole_run=self.mechanism.whole_run)
-
-    def commit(self, round_number: int, digest: str, survivors: int) -> None:
-        """Before the new weights are shown: with the noise of those who survived."""
-        reserved, realised = (
-            self.mechanism.releases(self.sampling),
-            self.mechanism.releases(self.sampling, survivors),
-        )
-        self.ledger.commit(round_number, digest, None if realised == reserved else realised)
-
-    def abort(self, round_number: int, reason: str) -> None:
-        """The round stays spent."""
-        self.ledger.abort(round_number, reason)
 
 
 def compose(settings: Settings, population: Population | None = None) -> Experiment:

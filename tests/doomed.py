@@ -117,7 +117,7 @@ _halves = {
 
 def commit_too_late() -> None:
     """The ledger hears of a model one round after it was shown."""
-    from privfed.experiment import LedgerSpending
+    from privfed.federated.spending import LedgerSpending
 
     commit, waiting = LedgerSpending.commit, list[Any]()
 
@@ -131,7 +131,7 @@ def commit_too_late() -> None:
 
 def reserve_nothing() -> None:
     """Rounds are on the ledger only when they are committed, and after they were shown."""
-    from privfed.experiment import LedgerSpending
+    from privfed.federated.spending import LedgerSpending
 
     LedgerSpending.reserve = LedgerSpending.commit = LedgerSpending.abort = lambda *_: None  # type: ignore[method-assign,assignment]
 

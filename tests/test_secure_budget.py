@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from privfed.api import Population, Run, load_population, train
-from privfed.experiment import LedgerSpending
+from privfed.federated.spending import LedgerSpending
 from privfed.privacy.ledger_report import verify_ledger
 
 pytestmark = pytest.mark.slow
