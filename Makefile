@@ -28,7 +28,7 @@ test: setup            ## the quick tests
 	$(RUN) pytest -q -m "not slow" -n 2
 
 test-slow: setup       ## the slow tests: whole trainings, kill -9, TFF side by side
-	$(RUN) pytest -q -m slow -n 2
+	$(RUN) pytest -q -m slow -n 2 --dist loadgroup
 
 # The fuzzer is pinned here, and no package of the project's.
 fuzz: setup            ## every parser of the masking protocol, by coverage-guided inputs, for FUZZ_SECONDS each

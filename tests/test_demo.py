@@ -22,7 +22,7 @@ PROBE, OWN_UPDATES = "one step on one example", "the run's own updates"
 RECOVERED_DB = 40
 """From here on a reconstruction is the picture: an error of one part in a hundred of the range."""
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]  # which is run once for all of them
 
 
 @pytest.fixture(scope="module")

@@ -101,6 +101,7 @@ def with_workers(work, count):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 # Ray leaves files and processes to the collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
