@@ -14,6 +14,7 @@ from privfed.audit import evidence as ev
 from privfed.audit.assemble.accounting import accounting_of, read_search
 from privfed.audit.assemble.checks import checks_of
 from privfed.audit.assemble.clients import clients_of
+from privfed.audit.assemble.document import limits_of
 from privfed.audit.assemble.material import Material, guarantees_of
 from privfed.audit.assemble.statements import statements_of, trust_of, unnoised_of
 from privfed.audit.assemble.training import secure_aggregation_of
@@ -204,6 +205,24 @@ def test_single_updates_in_the_clear_are_counted(material: Material) -> None:
     sent = sum(len(record.updates) for record in transcript.records)
     assert (found.result, sent > 0) == ("failed", True)
     assert f"{sent} in the {len(transcript.records)} recorded rounds" in found.why
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("off", "has every update in the clear"),
+        ("ring", "has every update in the clear"),
+        ("protocol", "may call clients dropped until the threshold"),
+        ("bfv", "has the key holder decrypt"),
+    ],
+)
+def test_limits_tell_what_an_active_server_may_do_in_this_mode(material: Material, mode: str, words: str) -> None:
+    settings = material.experiment.settings
+    summed = settings.secure_aggregation.model_copy(update={"mode": mode})
+    experiment = replace(material.experiment, settings=settings.model_copy(update={"secure_aggregation": summed}))
+    found = [text for text in limits_of(replace(material, experiment=experiment), None) if "crafts models" in text]
+    assert len(found) == 1
+    assert words in found[0]
 
 
 def test_a_model_that_is_not_finite_is_found(material: Material) -> None:

@@ -35,11 +35,19 @@ PACKAGES = ("tensorflow", "tensorflow-federated", "dp-accounting", "cryptography
 LIMITS = (
     "Attacks give lower bounds: what these found nothing in, better ones may not.",
     "Central noise protects nobody against the server, which holds the sum before the noise.",
-    "An active server may call clients dropped until the threshold of a round is left; that it crafts models, or "
-    "fills the directory of identities, is not played here.",
     "The server sees who takes part; sampling amplifies privacy only against those who do not.",
     "Choosing settings by looking at results costs privacy that this ε does not hold.",
 )
+ACTIVE = {
+    "protocol": "An active server may call clients dropped until the threshold of a round is left; that it crafts "
+    "models, or fills the directory of identities, is not played here.",
+    "bfv": "An active server has the key holder decrypt what it likes, single updates too; that it crafts models "
+    "is not played here.",
+}
+NOTHING_HIDDEN = (
+    "The server has every update in the clear; that it crafts models, to see more, is not played here."
+)
+"""By mode of the sum: what an active server may do besides what is measured."""
 
 
 def assemble(m: Material) -> ev.Evidence:
@@ -66,13 +74,19 @@ def assemble(m: Material) -> ev.Evidence:
         checks=tuple(checks_of(m, canaries, sweep, unnoised)),
         trust=tuple(trust_of(m)),
         unnoised=unnoised,
-        limits=(
-            *(f"This report is partial: {why}." for why in m.missing),
-            *LIMITS,
-            *abort_limit_of(m),
-            *(SERVED_LIMITS if m.folder.served else ()),
-            *canary_limits_of(canaries),
-        ),
+        limits=limits_of(m, canaries),
+    )
+
+
+def limits_of(m: Material, canaries: ev.Canaries | None) -> tuple[str, ...]:
+    """What the report's figures do not say."""
+    return (
+        *(f"This report is partial: {why}." for why in m.missing),
+        *LIMITS,
+        ACTIVE.get(m.experiment.settings.secure_aggregation.mode, NOTHING_HIDDEN),
+        *abort_limit_of(m),
+        *(SERVED_LIMITS if m.folder.served else ()),
+        *canary_limits_of(canaries),
     )
 
 
