@@ -84,6 +84,9 @@ def join(
     against: Annotated[str, typer.Option(help="Observer that --max-epsilon is meant against.")] = "protected",
     min_cohort: Annotated[int, typer.Option(min=2, help="Fewest clients in a round.")] = 2,
     min_threshold: Annotated[int, typer.Option(min=2, help="Fewest clients in a sum.")] = 2,
+    max_clip_norm: Annotated[
+        float | None, typer.Option(min=0, help="Longest clip norm to accept, of the plan and of every round.")
+    ] = None,
     model_hash: Annotated[str | None, typer.Option(help="SHA-256 of the initial weights to accept.")] = None,
     allow_unmasked: Annotated[bool, typer.Option("--allow-unmasked", help="Let the server see updates.")] = False,
     allow_research: Annotated[
@@ -98,7 +101,15 @@ def join(
     from privfed.network.limits import Limits
 
     limits = Limits(
-        min_noise, max_epsilon, against, min_cohort, min_threshold, model_hash, allow_unmasked, allow_research
+        min_noise,
+        max_epsilon,
+        against,
+        min_cohort,
+        min_threshold,
+        model_hash,
+        allow_unmasked,
+        allow_research,
+        max_clip_norm,
     )
     console = Console(quiet=as_json)
     joinings = [Joining(address, one, data, limits, patience) for one in identity]

@@ -26,6 +26,8 @@ class Limits:
         against: An observer, or ``protected`` for the worst of those that the mechanism protects from.
         min_cohort: Fewest clients in a masked round.
         min_threshold: Fewest clients in a sum.
+        max_clip_norm: Longest vector, in L2 norm, that this client's update may count for, where the plan lets the
+            server move it too; ``None`` for any that the plan can come to.
         model_hash: SHA-256 of the initial weights; ``None`` for any model.
         allow_unmasked: Whether the server may see this client's own vector.
         allow_research: Whether noise may come from a seed that everybody knows.
@@ -39,6 +41,7 @@ class Limits:
     model_hash: str | None = None
     allow_unmasked: bool = False
     allow_research: bool = False
+    max_clip_norm: float | None = None
 
     def check_settings(self, settings: Settings, initial_sha256: str) -> None:
         """Judge what the plan says by itself.
@@ -54,6 +57,7 @@ class Limits:
         noise = privacy.noise_multiplier if privacy.mechanism != "none" else None
         if self.min_noise is not None and (noise is None or noise < self.min_noise):
             raise DeclinedError(f"noise multiplier {noise} is below --min-noise {self.min_noise:g}")
+        self._check_clip(privacy.clip_norm, "the plan's clip norm")
         if self.model_hash is not None and initial_sha256 != self.model_hash:
             raise DeclinedError(f"the model is {initial_sha256}, not that of --model-hash")
 
@@ -84,9 +88,16 @@ class Limits:
         Raises:
             DeclinedError: It is less than this client accepts.
         """
+        if invitation.clip_norm is not None:
+            self._check_clip(invitation.clip_norm, "the round's clip norm")
         if self.allow_unmasked and not invitation.session:
             return
         if len(invitation.members) < self.min_cohort:
             raise DeclinedError(f"{len(invitation.members)} clients are below --min-cohort {self.min_cohort}")
         if invitation.threshold < self.min_threshold:
             raise DeclinedError(f"threshold {invitation.threshold} is below --min-threshold {self.min_threshold}")
+
+    def _check_clip(self, norm: float | None, what: str) -> None:
+        if self.max_clip_norm is not None and (norm is None or norm > self.max_clip_norm):
+            named = "infinite" if norm is None else f"{norm:g}"
+            raise DeclinedError(f"{what}, {named}, is above --max-clip-norm {self.max_clip_norm:g}")

@@ -154,6 +154,41 @@ def test_server_and_client_are_killed_and_the_weights_are_the_simulations(comman
     assert verification.holds, verification.as_text()
 
 
+def test_a_server_told_to_stop_ends_the_round_under_way_and_goes_on_later(commands: Commands) -> None:
+    """SIGTERM while a client keeps the round waiting: nobody's work of that round is lost."""
+    server = commands.serve(0, CLIENTS)
+    commands.wait_for(lambda: bool(commands.events("listening")))
+    port = commands.events("listening")[0]["port"]
+    clients = commands.join(port)
+    commands.wait_for(lambda: len(commands.events("round")) >= 2)
+    slow = children(clients.pid)[1]
+    os.kill(slow, signal.SIGSTOP)
+    time.sleep(1.0)  # whatever it had sent is in, and the rest waits for it
+    before = len(commands.events("round"))
+    server.terminate()
+    time.sleep(1.0)
+    assert server.poll() is None
+    os.kill(slow, signal.SIGCONT)
+    said, _ = server.communicate(timeout=60)
+    assert server.returncode == 143, said
+    assert "the same command goes on" in said
+    ended = [json.loads(line) for line in (commands.out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert len(ended) == before + 1 < ROUNDS
+    assert [line["survivors"] for line in ended] == [CLIENTS] * len(ended)
+    assert verify_run(commands.out).holds
+
+    server = commands.serve(port, CLIENTS)
+    said, _ = server.communicate(timeout=300)
+    assert server.returncode == 0, said
+    assert f"going on after round {len(ended)}" in said
+    assert clients.wait(60) == 0
+    rounds = [json.loads(line) for line in (commands.out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert rounds[: len(ended)] == ended
+    assert [line["survivors"] for line in rounds] == [CLIENTS] * ROUNDS
+    assert digest(replay(commands.out).weights) == rounds[-1]["weights_sha256"]
+    assert verify_run(commands.out).holds
+
+
 def test_clients_decline_a_plan_and_say_why_to_the_server(commands: Commands) -> None:
     server = commands.serve(0, CLIENTS, "--status-port", 0)
     commands.wait_for(lambda: bool(commands.events("listening")))

@@ -343,6 +343,11 @@ def test_a_plan_within_the_limits_is_accepted() -> None:
         (changed("privacy", randomness="research"), Limits(), "known seed"),
         (changed("secure_aggregation", mode="ring"), Limits(), "not masked"),
         (PLAN, Limits(model_hash="b" * 64), "not that of --model-hash"),
+        (
+            changed("privacy", clip_norm=0.6),
+            Limits(max_clip_norm=0.5),
+            r"plan's clip norm, 0\.6, is above --max-clip",
+        ),
     ],
 )
 def test_a_plan_below_the_limits_is_refused(settings: Settings, limits: Limits, words: str) -> None:
@@ -390,6 +395,15 @@ def test_a_server_that_raises_the_clip_norm_in_an_invitation_is_refused(table: T
     assert (
         table.participants[0].receive(table.invitation(params)) is not None
     )  # but for that it would have gone along
+
+
+def test_a_server_that_moves_the_clip_norm_beyond_the_clients_own_limit_is_refused(table: Table) -> None:
+    """Whatever the accepted plan can come to."""
+    params, limits = table.params(), Limits(max_clip_norm=0.5)
+    limits.check_round(table.invitation(params, clip_norm=0.5))
+    with pytest.raises(DeclinedError, match=r"round's clip norm, 0\.51, is above --max-clip-norm 0\.5"):
+        limits.check_round(table.invitation(params, clip_norm=0.51))
+    Limits(max_clip_norm=0.5).check_settings(changed("privacy", clip_norm=0.5), "a" * 64)
 
 
 def guarantee(epsilon: float) -> Guarantee:
