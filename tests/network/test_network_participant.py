@@ -399,11 +399,16 @@ def test_a_server_that_raises_the_clip_norm_in_an_invitation_is_refused(table: T
 
 def test_a_server_that_moves_the_clip_norm_beyond_the_clients_own_limit_is_refused(table: Table) -> None:
     """Whatever the accepted plan can come to."""
-    params, limits = table.params(), Limits(max_clip_norm=0.5)
-    limits.check_round(table.invitation(params, clip_norm=0.5))
+    limits = Limits(max_clip_norm=0.5)
+
+    def invited(clip_norm: float) -> Invitation:
+        frame, _ = frames.decode(table.invitation(table.params(), clip_norm=clip_norm), Invitation)
+        return frame
+
+    limits.check_round(invited(0.5))
     with pytest.raises(DeclinedError, match=r"round's clip norm, 0\.51, is above --max-clip-norm 0\.5"):
-        limits.check_round(table.invitation(params, clip_norm=0.51))
-    Limits(max_clip_norm=0.5).check_settings(changed("privacy", clip_norm=0.5), "a" * 64)
+        limits.check_round(invited(0.51))
+    limits.check_settings(changed("privacy", clip_norm=0.5), "a" * 64)
 
 
 def guarantee(epsilon: float) -> Guarantee:
