@@ -3,6 +3,7 @@
 The population goes into Ray's object store once, which has one copy on each machine for all actors there; the
 weights go there once a round. A float sum is made of ``parts`` that are cut as ``local`` cuts them; an actor
 returns its part's sum, and the sums are added in order here: neither the number of actors nor who dies matters.
+Sums in a ring need no order: an actor returns what its clients' encoded vectors add up to.
 """
 
 from __future__ import annotations

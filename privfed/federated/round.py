@@ -9,7 +9,8 @@ McMahan et al. 2018, Algorithm 1 (client-level DP-FedAvg) with the sum computed 
 A client whose update is not finite counts as dropped out and is reported.
 
 Single updates are kept only where somebody needs them: masking, weights, SCAFFOLD, a mechanism that does more to
-them than clip, or the transcript. Otherwise they are clipped and added up where they are trained, or as they come.
+them than clip, or the transcript. Otherwise they are clipped and added up where they are trained, or as they come;
+in mode ``ring`` whatever the mechanism does to them, as each client's randomness is its own.
 That changes nothing but rounding in mode ``off``, and nothing at all in mode ``ring``.
 """
 
