@@ -3,6 +3,7 @@
 The population goes into Ray's object store once, which has one copy on each machine for all actors there; the
 weights go there once a round. A float sum is made of ``parts`` that are cut as ``local`` cuts them; an actor
 returns its part's sum, and the sums are added in order here: neither the number of actors nor who dies matters.
+Sums in a ring need no order: an actor returns what its clients' encoded vectors add up to.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from privfed.executors.parts import cut, total_of
 from privfed.executors.population import check_population
 from privfed.executors.ray_cluster import LEAST_STORE_MIB, MIB, Cluster, Crew
 from privfed.executors.threads import available_cores
-from privfed.federated.client_work import ClientUpdates, ClientWork, ClippedSum, Conditions, LocalTraining
+from privfed.federated.client_work import ClientUpdates, ClientWork, ClippedSum, Conditions, Fold, LocalTraining
 from privfed.models.functional import Model, Vector
 
 _COPIES = 3
@@ -129,6 +130,16 @@ class RayClientWork(ClientWork):
         jobs = [(start, ids[i : i + most], tuple(seed), self._conditions) for i in range(0, len(ids), most)]
         yield from self._crew.run("updates", jobs, ahead)
 
+    def fold(self, weights: Vector, clients: Sequence[int], seed: Sequence[int], fold: Fold) -> None:
+        """Train ``clients``; copies of ``fold`` take their updates in where they are made; see ``ClientWork``."""
+        import ray
+
+        start, ids, empty = self._broadcast(weights), np.asarray(clients, np.int64), ray.put(fold)
+        shares = cut(self._offsets[ids + 1] - self._offsets[ids], _JOBS_EACH * self._crew.size)
+        jobs = [(start, ids[share], tuple(seed), self._conditions, empty) for share in shares]
+        for taken in self._crew.run("fold", jobs, 2 * self._crew.size):
+            fold.merge(taken)
+
     def clipped_sum(
         self,
         weights: Vector,
@@ -194,6 +205,18 @@ class _Shard:
         columns = ("deltas", "examples", "loss_sum", "correct", "seen")
         joined = (np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in columns)
         return ClientUpdates(tuple(clients.tolist()), *joined)
+
+    def fold(
+        self,
+        weights: Vector,
+        clients: NDArray[np.int64],
+        seed: tuple[int, ...],
+        conditions: Conditions,
+        fold: Fold,
+    ) -> Any:
+        """What ``fold``, a copy for this call alone, takes in of a piece of the cohort."""
+        self._work.under(conditions).fold(weights, clients.tolist(), seed, fold)
+        return fold.taken()
 
     def clipped_sum(
         self,

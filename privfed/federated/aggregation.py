@@ -5,7 +5,6 @@ Every way has the same rule of who counts: a client whose input arrived is in th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from privfed.federated.encoding import ONE, Encoding, FixedPointEncoding, IntegerCodec, IntegerEncoding
+from privfed.federated.encoding import EncodedSum, Encoding, FixedPointEncoding, IntegerCodec, IntegerEncoding
 from privfed.privacy.randomness import RandomSource
 from privfed.secagg import FixedPointCodec, SecureSum, Stage, arrives, packing
 
@@ -78,11 +77,9 @@ class Aggregate:
 class RunningSum(Protocol):
     """A sum that needs no vector once it has it."""
 
-    def add(self, client: int, vector: Vector, factor: np.float32 = ONE, longest: float | None = None) -> None:
-        """Add ``factor * vector`` of a client whose input will arrive; in any order.
-
-        ``longest`` is an L2 norm that it does not exceed, where that is known.
-        """
+    @property
+    def encoded(self) -> EncodedSum:
+        """What takes the vectors of clients whose input will arrive, in any order or in pieces."""
         ...
 
     def close(self, dropouts: Dropouts) -> Aggregate:
@@ -209,7 +206,7 @@ class RingAggregation:
         if self.masked or not inputs.cohort:
             return None
         encoding = self.encoding(inputs)
-        return _RunningRingSum(encoding, inputs, self._secure_sum(inputs, encoding))
+        return _RunningRingSum(EncodedSum(encoding), inputs, self._secure_sum(inputs, encoding))
 
     def _secure_sum(self, inputs: Inputs, encoding: Encoding) -> SecureSum:
         return self.secure_sum(inputs.round, self.threshold_of(inputs), inputs.model, encoding.codec.ring_bits)
@@ -235,22 +232,20 @@ class RingAggregation:
         return FixedPointCodec.for_cohort(*cohort, ring_bits=self.ring_bits)
 
 
+@dataclass(frozen=True, eq=False)
 class _RunningRingSum:
-    def __init__(self, encoding: Encoding, inputs: Inputs, secure_sum: SecureSum) -> None:
-        self._encoding, self._inputs, self._secure_sum = encoding, inputs, secure_sum
-        self._total = encoding.zeros()
-        self._seconds = 0.0
-
-    def add(self, client: int, vector: Vector, factor: np.float32 = ONE, longest: float | None = None) -> None:
-        started = time.perf_counter()
-        self._encoding.add(self._total, client, vector, factor, longest)
-        self._seconds += time.perf_counter() - started
+    encoded: EncodedSum
+    inputs: Inputs
+    secure_sum: SecureSum
 
     def close(self, dropouts: Dropouts) -> Aggregate:
+        encoding, total = self.encoded.encoding, self.encoded.total
+        if total is None:
+            total = encoding.zeros()
         # Who survives, and whether enough do, is for the sum of whole cohorts to say: it gets short vectors.
-        stand_ins = dict.fromkeys(self._inputs.cohort, self._total[:1])
-        survivors = self._secure_sum.sum(stand_ins, dropouts).survivors
-        bits = self._encoding.codec.ring_bits
-        sent = {"input": packing.packed_bytes(len(self._total), bits) * len(survivors)}
-        seconds = {"input": self._seconds}
-        return Aggregate(self._encoding.decode(self._total), survivors, {}, {}, sent, seconds, ring_bits=bits)
+        stand_ins = dict.fromkeys(self.inputs.cohort, total[:1])
+        survivors = self.secure_sum.sum(stand_ins, dropouts).survivors
+        bits = encoding.codec.ring_bits
+        sent = {"input": packing.packed_bytes(len(total), bits) * len(survivors)}
+        seconds = {"input": self.encoded.seconds}
+        return Aggregate(encoding.decode(total), survivors, {}, {}, sent, seconds, ring_bits=bits)

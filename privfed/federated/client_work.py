@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,8 +131,27 @@ class ClippedSum:
     seen: NDArray[np.float64]
 
 
+class Fold(Protocol):
+    """Takes updates in, in any order, into something smaller than all of them.
+
+    It begins empty and can be pickled: where clients train elsewhere, copies take them in there.
+    """
+
+    def take(self, chunk: ClientUpdates) -> None:
+        """Take updates in."""
+        ...
+
+    def taken(self) -> Any:
+        """What was taken in, for another's ``merge``; can be pickled."""
+        ...
+
+    def merge(self, taken: Any) -> None:
+        """Take in what a copy has ``taken``."""
+        ...
+
+
 class ClientWork(Protocol):
-    """Trains clients from the same weights; who inherits from it has plain ``each`` and ``clipped_sum``."""
+    """Trains clients from the same weights; who inherits has plain ``each``, ``fold`` and ``clipped_sum``."""
 
     def under(self, conditions: Conditions) -> ClientWork:
         """The same work in a round with these conditions; what is inherited serves work that no round changes."""
@@ -158,6 +177,10 @@ class ClientWork(Protocol):
         """
         for chunk in self(weights, clients, seed):
             consume(chunk)
+
+    def fold(self, weights: Vector, clients: Sequence[int], seed: Sequence[int], fold: Fold) -> None:
+        """Train ``clients`` likewise, and have ``fold`` take their updates in, where they are made."""
+        self.each(weights, clients, seed, fold.take)
 
     def clipped_sum(
         self,

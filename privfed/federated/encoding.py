@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,6 +56,39 @@ class Encoding(Protocol):
     def decode(self, total: NDArray[Any]) -> Real:
         """Of a ring vector."""
         ...
+
+
+@dataclass(eq=False)
+class EncodedSum:
+    """A sum in the ring: the same integers in whatever order and in however many pieces it is added up.
+
+    Attributes:
+        encoding: Of each vector.
+        total: So far, ``[length]`` of the ring's type; ``None`` before the first.
+        seconds: Spent on encoding.
+    """
+
+    encoding: Encoding
+    total: NDArray[Any] | None = field(default=None, repr=False)
+    seconds: float = 0.0
+
+    def add(
+        self, client: int, vector: NDArray[Any], factor: np.float32 = ONE, longest: float | None = None
+    ) -> None:
+        """Add ``factor * vector`` of a client whose input will arrive; arguments as ``Encoding.add``."""
+        started = time.perf_counter()
+        if self.total is None:
+            self.total = self.encoding.zeros()
+        self.encoding.add(self.total, client, vector, factor, longest)
+        self.seconds += time.perf_counter() - started
+
+    def merge(self, total: NDArray[Any] | None, seconds: float) -> None:
+        """Add what was added up elsewhere with the same encoding; ``total`` may be kept, and is not changed."""
+        self.seconds += seconds
+        if self.total is None or total is None:
+            self.total = self.total if total is None else total.copy()
+        else:
+            self.total += total
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ McMahan et al. 2018, Algorithm 1 (client-level DP-FedAvg) with the sum computed 
 A client whose update is not finite counts as dropped out and is reported.
 
 Single updates are kept only where somebody needs them: masking, weights, SCAFFOLD, a mechanism that does more to
-them than clip, or the transcript. Otherwise they are clipped and added up where they are trained, or as they come.
+them than clip, or the transcript. Otherwise they are clipped and added up where they are trained, or as they come;
+in mode ``ring`` whatever the mechanism does to them, as each client's randomness is its own.
 That changes nothing but rounding in mode ``off``, and nothing at all in mode ``ring``.
 """
 
@@ -35,13 +36,13 @@ from privfed.federated.aggregation import (
     RemoteClients,
     RunningSum,
 )
-from privfed.federated.client_work import ClientUpdates, ClientWork, Conditions
+from privfed.federated.client_half import ClientHalf, Half, Halves, HalvesInRing, halves_of
+from privfed.federated.client_work import ClientWork, Conditions
 from privfed.federated.cohorts import Cohort
 from privfed.federated.scaffold import Scaffold, Variates
 from privfed.federated.server_update import ServerOptimizer, State
 from privfed.federated.streams import Purpose, Streams
 from privfed.privacy.clipping import l2_norm
-from privfed.privacy.errors import NonFiniteUpdateError
 from privfed.privacy.mechanisms import Mechanism, Terms
 from privfed.privacy.mechanisms import State as MechanismState
 from privfed.secagg import RoundAborted, Stage, arrives
@@ -225,46 +226,38 @@ class Round:
         nothing = np.zeros(local.inputs.length, np.int64 if local.inputs.integral else np.float64)
         local.vectors = dict.fromkeys(cohort.clients, nothing)
 
-        def client_half(client: int, delta: Vector) -> _Half | None:
-            source = self.streams.source(Purpose.CLIENT_NOISE, terms.round, client)
+        to_send = ClientHalf(self.mechanism, state.mechanism, slack, terms, self.streams)
+
+        def client_half(client: int, delta: Vector) -> Half | None:
             if self.scaffold is not None and variates is not None:
                 delta = variates.sent(delta, int(self.scaffold.steps[client]), self._scaffold_rate(terms.round))
-            try:
-                sent = self.mechanism.on_client(state.mechanism, delta, slack, terms, source)
-            except NonFiniteUpdateError:
+            sent = to_send(client, delta)
+            if sent is None:
                 return None
-            if not math.isfinite(sent.norm_before):
-                return None
-            if local.running is not None and self.shares is None and variates is None:
-                local.running.add(client, sent.unscaled, sent.factor, sent.longest)
-                return _Half(nothing, sent.norm_before, sent.was_clipped, None)
             vector = sent.vector if self.shares is None else self._weigh(client, sent.vector)
             change = None if variates is None else vector[len(weights) :].astype(np.float64)
-            if local.running is not None:
-                local.running.add(client, vector)
-                vector = nothing
-            return _Half(vector, sent.norm_before, sent.was_clipped, change)
+            if local.running is None:
+                return Half(sent.norm_before, sent.was_clipped, vector, change)
+            local.running.encoded.add(client, vector)
+            return Half(sent.norm_before, sent.was_clipped, None, change)
 
-        halves: dict[int, tuple[_Half | None, float, float, float]] = {}
-
-        def consume(chunk: ClientUpdates) -> None:
-            for i, (client, delta) in enumerate(zip(chunk.clients, chunk.deltas, strict=True)):
-                counts = chunk.loss_sum[i], chunk.correct[i], chunk.seen[i]
-                halves[client] = (client_half(client, delta), *counts)
-
+        halves: Halves = {}
         clients, seed = _arriving(cohort), self.streams.key(Purpose.SHUFFLE, terms.round)
-        if local.running is not None:
-            work.each(weights, clients, seed, consume)
-        else:
+        if local.running is None:
             for chunk in work(weights, clients, seed):
-                consume(chunk)
+                halves.update(halves_of(chunk, client_half))
+        elif self.shares is None and variates is None:
+            work.fold(weights, clients, seed, HalvesInRing(to_send, local.running.encoded, halves))
+        else:
+            work.each(weights, clients, seed, lambda chunk: halves.update(halves_of(chunk, client_half)))
         for client in clients:  # in one order, whoever was ready first
             half, *counts = halves[client]
             local.count(*counts)
             if half is None:
                 local.non_finite.append(client)
                 continue
-            local.vectors[client] = half.vector
+            if half.vector is not None:
+                local.vectors[client] = half.vector
             if half.change is not None:
                 local.changes[client] = half.change
             local.norms.append(half.norm)
@@ -337,7 +330,7 @@ class Round:
             length,
             bound,
             self.mechanism.integral,
-            lambda client: self.streams.source(Purpose.ROUNDING, terms.round, client),
+            partial(self.streams.source, Purpose.ROUNDING, terms.round),  # clients elsewhere take it with them
             hashlib.sha256(weights.tobytes()).digest(),
             self.mechanism.moving_clip(state),
         )
@@ -436,16 +429,6 @@ class _Local:
         self.loss_sum += 0.0 if math.isnan(loss_sum) else loss_sum
         self.correct += correct
         self.seen += seen
-
-
-@dataclass(frozen=True, eq=False)
-class _Half:
-    """What the client half of the mechanism made of an update."""
-
-    vector: NDArray[Any]
-    norm: float
-    was_clipped: bool
-    change: Real | None
 
 
 def _arriving(cohort: Cohort) -> tuple[int, ...]:

@@ -20,6 +20,9 @@ from privfed.privacy.errors import PrivacyError
 MAX_DIMENSION = 2**30
 FACTOR_BITS = 6
 """Butterflies of so many levels are one matrix product, which BLAS does faster than NumPy adds."""
+_BLOCK = 32
+"""Rows or columns in one product: so few that BLAS leaves it to one thread: their number would show in the
+bits of float32."""
 DOMAIN = b"privfed rotation signs v1"
 
 
@@ -114,9 +117,15 @@ def hadamard_transform(vector: NDArray[Any]) -> NDArray[Any]:
         bits = min(FACTOR_BITS, levels)
         factor = _hadamard_matrix(bits, result.dtype.str)
         if stride == 1:
-            result = result.reshape(-1, 1 << bits) @ factor  # symmetric, so it may stand on the right
+            rows = size >> bits
+            result = result.reshape(-1, min(_BLOCK, rows), 1 << bits) @ factor  # symmetric: may stand on the right
         else:
-            result = factor @ result.reshape(-1, 1 << bits, stride)
+            block = min(_BLOCK, stride)
+            columns = result.reshape(-1, 1 << bits, stride // block, block).swapaxes(1, 2)
+            result = np.empty(
+                (size >> (bits + stride.bit_length() - 1), 1 << bits, stride // block, block), factor.dtype
+            )
+            np.matmul(factor, columns, out=result.swapaxes(1, 2))
         stride <<= bits
         levels -= bits
     return result.reshape(size) if size > 1 else result.copy()

@@ -12,8 +12,16 @@ import pytest
 
 from privfed.errors import PrivFedError
 from privfed.executors.local import LocalClientWork, configure_threads
+from privfed.federated.aggregation import RingAggregation
 from privfed.federated.client_work import Conditions, LocalTraining
+from privfed.federated.cohorts import Cohort
+from privfed.federated.round import Round
+from privfed.federated.server_update import sgd
+from privfed.federated.streams import Streams
 from privfed.models.build import build_model
+from privfed.privacy.distributed import DistributedParams
+from privfed.privacy.mechanisms import CentralGaussian, DistributedNoise
+from privfed.secagg import RingSum
 
 configure_threads()
 
@@ -100,6 +108,22 @@ def with_workers(work, count):
     return fewer
 
 
+def ring_round(work, kind, weights):
+    """One unrecorded round of mode ``ring``."""
+    dimension, clients = len(weights), cohort()
+    mechanism, bits = CentralGaussian(0.3, 0.5), None
+    if kind == "skellam":
+        params = DistributedParams.for_cohort("skellam", 0.3, dimension, 0.5, len(clients))
+        mechanism, bits = DistributedNoise("skellam", params, CLIENTS, 2, masked=False), 32
+    aggregation = RingAggregation(
+        lambda number, threshold, model, width: RingSum(threshold, width), bits, None, False
+    )
+    one = Round(work, mechanism, aggregation, sgd(1.0), Streams(7, secure=False), float(len(clients)))
+    return one(
+        2, weights, one.initialize(dimension), Cohort(tuple(clients), {}), lambda w, survivors: None, record=False
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 # Ray leaves files and processes to the collector.
@@ -118,6 +142,24 @@ class TestOnRay:
             here, there = (joined(w(weights, cohort(), SEED)) for w in (local, work))
             for name in UPDATES:
                 np.testing.assert_array_equal(here[name], there[name])
+
+    @pytest.mark.parametrize("mechanism", ["gaussian", "skellam"])
+    def test_ring_sums_are_made_where_clients_train(self, four, mechanism, monkeypatch):
+        from privfed.executors.ray_cluster import Crew
+
+        asked, run = [], Crew.run
+        monkeypatch.setattr(
+            Crew, "run", lambda crew, method, *rest: asked.append(method) or run(crew, method, *rest)
+        )
+        model, work = four
+        weights = model.initial_vector(1)
+        local = LocalClientWork(model, *population(), TRAINING, threads=2, parts=3)
+        expected = ring_round(local, mechanism, weights)
+        for workers in (1, 2, 4):
+            outcome = ring_round(with_workers(work, workers), mechanism, weights)
+            np.testing.assert_array_equal(outcome.weights, expected.weights)
+            assert {**vars(outcome.metrics), "seconds": 0} == {**vars(expected.metrics), "seconds": 0}
+        assert asked == ["fold"] * 3  # never for single updates
 
     def test_a_worker_that_is_killed_in_mid_round_costs_no_bit(self, four):
         import ray

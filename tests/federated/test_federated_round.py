@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,12 +11,20 @@ import numpy as np
 import pytest
 
 from privfed.federated.aggregation import Aggregation, PlainAggregation, RingAggregation
-from privfed.federated.client_work import ClientUpdates, ClientWork, clip_and_sum
+from privfed.federated.client_work import ClientUpdates, ClientWork, Fold, clip_and_sum
 from privfed.federated.cohorts import Cohort
 from privfed.federated.round import Round, RoundOutcome
 from privfed.federated.server_update import sgd
 from privfed.federated.streams import Streams
-from privfed.privacy.mechanisms import AdaptiveClipping, CentralGaussian, LocalGaussian, Mechanism, NoMechanism
+from privfed.privacy.distributed import DistributedParams
+from privfed.privacy.mechanisms import (
+    AdaptiveClipping,
+    CentralGaussian,
+    DistributedNoise,
+    LocalGaussian,
+    Mechanism,
+    NoMechanism,
+)
 from privfed.privacy.randomness import SeededSource
 from privfed.secagg import FixedPointCodec, HomomorphicSum, ProtocolSum, RingSum, SecureSum, Stage
 from privfed.secagg.packing import packed_bytes
@@ -67,9 +76,10 @@ def run(
     bits: int | None = 32,
     released: list[Any] | None = None,
     record: bool = True,
+    work: ClientWork | None = None,
 ) -> RoundOutcome:
     one = Round(
-        FixedWork(deltas),
+        work or FixedWork(deltas),
         mechanism or NoMechanism(CLIP),
         aggregation(mode, bits),
         sgd(1.0),
@@ -256,6 +266,67 @@ class Refusing(FixedWork):
     def clipped_sum(self, weights: Any, clients: Any, seed: Any, clip_norm: Any, *, exact: bool = False) -> Any:
         self.asked = (tuple(clients), clip_norm, exact)
         return clip_and_sum(FixedWork.__call__(self, weights, clients, seed), clip_norm, D)
+
+
+class Elsewhere(FixedWork):
+    """Clients in three places, which get pickled copies and answer in another order."""
+
+    def __call__(self, weights: Any, clients: Sequence[int], seed: Sequence[int]) -> Iterator[ClientUpdates]:
+        raise AssertionError("asked for single updates")
+
+    def fold(self, weights: Any, clients: Sequence[int], seed: Sequence[int], fold: Fold) -> None:
+        sent, answers = pickle.dumps(fold), []
+        for place in range(3):
+            there = pickle.loads(sent)
+            FixedWork(self.deltas).each(weights, clients[place::3], seed, there.take)
+            answers.append(pickle.dumps(there.taken()))
+        self.sizes = [len(answer) for answer in answers]
+        for answer in reversed(answers):
+            fold.merge(pickle.loads(answer))
+
+
+def shares_of_noise() -> Mechanism:
+    params = DistributedParams.for_cohort("skellam", CLIP, D, 0.5, len(CLIENTS))
+    return DistributedNoise("skellam", params, len(CLIENTS), 2, masked=False)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "bits"),
+    [
+        *[(mechanism, bits) for mode, mechanism, bits in UNRECORDED if mode == "ring"],
+        (shares_of_noise(), 32),
+    ],
+)
+def test_a_ring_sum_that_is_added_up_where_clients_train_has_the_same_bits(
+    mechanism: Mechanism | None, bits: int | None
+) -> None:
+    deltas = DELTAS.copy()
+    deltas[4, 7] = np.nan
+    work, cohort = Elsewhere(deltas), Cohort(CLIENTS, {0: None, 6: Stage.MASKED_INPUT})
+    outcomes = [
+        run("ring", deltas=deltas, mechanism=mechanism, cohort=cohort, bits=bits, record=record, work=place)
+        for record, place in ((True, None), (False, None), (False, work))
+    ]
+    recorded, here, there = outcomes
+    np.testing.assert_array_equal(here.weights, recorded.weights)
+    np.testing.assert_array_equal(there.weights, recorded.weights)
+    for one in (here, there):
+        assert {**vars(one.metrics), "seconds": 0} == {**vars(recorded.metrics), "seconds": 0}
+    with pytest.raises(AssertionError, match="single updates"):  # which the transcript needs
+        run("ring", deltas=deltas, mechanism=mechanism, cohort=cohort, bits=bits, work=work)
+
+
+def test_a_place_where_nobody_trains_or_nobody_is_finite_adds_nothing() -> None:
+    deltas = np.full_like(DELTAS, np.nan)
+    deltas[0] = DELTAS[0]
+    cohort = Cohort((0, 3, 6), {})  # all in one place, two of them not finite
+    here, there = (
+        run("ring", deltas=deltas, cohort=cohort, record=False, work=work, mechanism=CentralGaussian(CLIP, 0.5))
+        for work in (None, Elsewhere(deltas))
+    )
+    assert here.metrics.aborted == there.metrics.aborted
+    assert (there.metrics.non_finite, len(there.weights)) == (2, D)
+    np.testing.assert_array_equal(here.weights, there.weights)
 
 
 @pytest.mark.parametrize("secure", [False, True])

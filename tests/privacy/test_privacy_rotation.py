@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy.linalg import hadamard
@@ -21,6 +25,32 @@ def test_transform_is_the_product_with_the_hadamard_matrix(size: int, dtype: typ
     assert np.linalg.norm(transformed - naive) <= error * np.linalg.norm(naive)
     np.testing.assert_array_equal(vector, before)  # the input stays as it was
     assert np.linalg.norm(hadamard_transform(transformed) - vector) <= 2 * error * np.linalg.norm(vector)
+
+
+BITS = """
+import hashlib
+import numpy as np
+from privfed.privacy.rotation import hadamard_transform
+for size in (64, 2**11, 2**14, 2**17):
+    for dtype in (np.float32, np.float64):
+        vector = np.random.default_rng(size).normal(size=size).astype(dtype)
+        print(size, dtype.__name__, hashlib.sha256(hadamard_transform(vector).tobytes()).hexdigest())
+"""
+
+
+def test_the_number_of_threads_does_not_show_in_the_bits() -> None:
+    one, two = (
+        subprocess.run(
+            [sys.executable, "-c", BITS],
+            env={**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        for threads in ("1", "2")
+    )
+    assert len(one) == 8
+    assert one == two
 
 
 @pytest.mark.parametrize("factor_bits", [1, 2, 3, 10])
