@@ -33,6 +33,9 @@ FAR = 1e3
 """Updates this many times as large as the weights are not added to them."""
 NOTHING = 10
 """Rounds after which a search that has not found one example's zeros is given up: there are too many examples."""
+STALLED = 40
+"""Rounds without a further example's zeros after which a search is given up: where it was right on batches of 24,
+it stood still for 12 at most."""
 NOISY = 10.0
 """So many times what noise leaves over of the gradient may be left over of the parts."""
 HANGING = 0.9
@@ -107,7 +110,8 @@ class SparseDecomposition:
             )
         best: Split | None = None
         left, lowest = self.rounds, (float("inf"), float("inf"))
-        while left > 0:
+        most, standstill = 0, 0
+        while left > 0 and standstill < STALLED:
             left -= 1
             split = search.advance(rng)
             if factors.rank == 1:
@@ -115,6 +119,9 @@ class SparseDecomposition:
                 break
             if not search.found and self.rounds - left >= NOTHING:
                 break
+            # With a split in hand it is PATIENCE that counts.
+            standstill = 0 if best is not None or search.found > most else standstill + 1
+            most = max(most, search.found)
             if split is None:
                 continue
             split, rank = _unmixed(search, split)

@@ -15,6 +15,7 @@ from attacks.first_layer import input_gradients, relu_follows
 from attacks.label_counts import made_up_inputs
 from attacks.pixels import on_grid, snap
 from attacks.scoring import psnr, score
+from attacks.sparse_decomposition import STALLED
 from attacks.sparse_directions import factorise
 from privfed.models.functional import Model, VariableSpec
 from privfed.models.zoo import ZOO
@@ -193,6 +194,19 @@ def test_what_it_cannot_do_it_says(lab, model, rows, reason):
     found = _invert(SparseDecomposition(rounds=3), place, place.observe(rows))
     assert found.failure is not None
     assert re.search(reason, found.failure)
+
+
+def test_a_search_at_a_standstill_is_given_up(lab, monkeypatch):
+    """Some examples' zeros found, and round after round no others."""
+
+    def stuck(search, rng):
+        search.found, search.calls = min(2, getattr(search, "calls", 0)), getattr(search, "calls", 0) + 1
+
+    monkeypatch.setattr("attacks.sparse_decomposition.Search.advance", stuck)
+    place = lab("mlp")
+    found = _invert(SparseDecomposition(), place, place.observe([0, 1, 2, 3]))
+    # The second one is found in the third round.
+    assert found.failure == f"2 of 4 examples' zeros were found in {3 + STALLED} rounds"
 
 
 def test_noise_is_a_reason(lab):
