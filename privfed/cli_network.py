@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from privfed.cli_accounting import AsJson, print_json
+from privfed.errors import SettingError
 
 Identity = Annotated[Path, typer.Option("--identity", help="Identity file, by privfed pki issue.")]
 
@@ -21,10 +22,14 @@ def serve(
     clients: Annotated[
         Path | None,
         typer.Option(
-            help="Certificates of clients (clients.pem), read anew when they change: others and revoked ones then "
-            "fail in the handshake; without it the revoked are refused at each call."
+            help="Certificates of the clients that may connect, read anew when they change: others and revoked "
+            "ones fail in the handshake. Default: clients.pem beside --revoked."
         ),
     ] = None,
+    any_client: Annotated[
+        bool,
+        typer.Option("--any-client", help="Every client of the authority; the revoked are refused at each call."),
+    ] = False,
     ready: Annotated[int, typer.Option(min=1, help="Clients that must be there before a round begins.")] = 2,
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for them in later rounds; in the first for ever.")
@@ -42,6 +47,8 @@ def serve(
     from privfed.settings_file import load_settings
 
     settings = load_settings(experiment, overrides)
+    if any_client and clients is not None:
+        raise SettingError("--any-client is given as well", where="--clients", value=clients, remedy="Keep one")
     from privfed.console import Console
     from privfed.network.remote import Deadlines
     from privfed.network.serve import Serving, run_server
@@ -55,7 +62,7 @@ def serve(
         patience,
         status_port,
         connections,
-        clients,
+        None if any_client else clients or revoked.with_name("clients.pem"),
     )
     console = Console(quiet=as_json)
     summary = run_server(settings, out, serving, console)

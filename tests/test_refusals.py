@@ -78,6 +78,22 @@ def test_encryption_without_its_library(run: Run, tmp_path: Path, monkeypatch: p
     assert not list(out.rglob("ledger*"))
 
 
+def test_serving_without_a_list_of_clients(run: Run, tmp_path: Path) -> None:
+    """Whoever is not listed ends in the handshake: to do without, one has to say so."""
+    from privfed.network import pki
+
+    authority, out = tmp_path / "ca", tmp_path / "run"
+    pki.create(authority)
+    identity, listed = pki.issue(authority, server="127.0.0.1"), authority / "clients.pem"
+    pki.issue(authority, client=0)
+    listed.unlink()
+    serve = ("serve", DIGITS.with_name("network.toml"), "--listen", "127.0.0.1:0", "--out", out)
+    given = ("--identity", identity, "--revoked", authority / "revoked.pem")
+    check_refusal(run(*serve, *given), f"--clients {listed}: cannot be read", "say --any-client")
+    check_refusal(run(*serve, *given, "--clients", listed, "--any-client"), "--clients: ", "Keep one")
+    assert not out.exists()
+
+
 def test_missing_experiment(run: Run, tmp_path: Path) -> None:
     missing, out = tmp_path / "none.toml", tmp_path / "run"
     words = (str(missing), "no such experiment file", "examples/digits.toml")

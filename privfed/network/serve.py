@@ -128,6 +128,7 @@ def run_server(settings: Settings, out: Path, serving: Serving, console: Console
     identity = read_identity(serving.identity)
     authority = Authority(identity.authority)
     revocations = Revocations(serving.revoked, authority)
+    listed = None if serving.clients is None else Listed(serving.clients, authority, revocations)
     folder = RunFolder(out, settings)
     experiment = compose(settings)
     folder.claim()
@@ -140,7 +141,6 @@ def run_server(settings: Settings, out: Path, serving: Serving, console: Console
         connections=serving.connections,
     )
     gate = Gate(authority, revocations, experiment.population.clients)
-    listed = None if serving.clients is None else Listed(serving.clients, authority, revocations)
     service = Service(serving.listen, server_credentials(identity, listed), gate, exchange, tally, bounds)
     draining = threading.Event()
     clients = NetworkClients(

@@ -134,11 +134,12 @@ class Listed:
                     f"holds more than {MOST_LISTED} certificates",
                     where=where,
                     value=len(found),
-                    remedy="Leave --clients out: revoked identities are then refused at each call",
+                    remedy="Say --any-client: revoked identities are then refused at each call",
                 )
             return {pem: self._authority.client(from_pem(pem)).serial for pem in found}
         except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", where=where) from None
+            remedy = "Copy the authority's clients.pem, or say --any-client"
+            raise DataError(f"cannot be read: {error.strerror}", where=where, remedy=remedy) from None
         except NotAdmittedError as error:
             raise DataError(
                 f"holds what is no client's certificate of the authority: {error}", where=where
