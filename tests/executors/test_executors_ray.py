@@ -176,6 +176,22 @@ class TestOnRay:
         assert len(work._crew._free) == 4
         assert victim not in work._crew._free
 
+    def test_a_cluster_that_starts_no_worker_is_not_waited_for_for_ever(self, cluster, monkeypatch):
+        import ray
+
+        from privfed.executors import ray_cluster
+
+        class Idle:
+            def work(self):
+                return 1
+
+        monkeypatch.setattr(ray_cluster, "START_SECONDS", 1.0)
+        monkeypatch.setattr(ray_cluster, "_POLL_SECONDS", 0.2)
+        crew = ray_cluster.Crew(ray.remote(num_cpus=1000)(Idle).remote, 1)  # more than there are
+        with pytest.raises(PrivFedError, match=r"no worker has started.*ray status"):
+            list(crew.run("work", [()], 1))
+        crew.close()
+
     def test_a_job_that_kills_whoever_takes_it_is_given_up(self, cluster):
         import ray
 
