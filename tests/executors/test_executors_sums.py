@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from test_executors_local import CLASSES, OFFSETS, SEED, SHAPE, SIZES, naive, population
 
-from privfed.executors import ghost
+from privfed.executors import ghost, local
 from privfed.executors.accumulate import NORM_SLACK, squared_norm
 from privfed.executors.compiled import Batches, CallShape
 from privfed.executors.dense import dense_widths
@@ -274,7 +274,7 @@ def test_each_hands_over_what_a_call_yields(model_name):
         assert got[client][1:] == (expected.loss_sum[i], expected.correct[i], expected.seen[i])
 
 
-def test_each_ends_when_its_consumer_or_a_client_fails():
+def test_each_ends_when_its_consumer_or_a_client_fails(monkeypatch):
     model, work = make("mlp", hidden=[2000])
     weights, threads = model.initial_vector(1), threading.active_count()
 
@@ -285,8 +285,15 @@ def test_each_ends_when_its_consumer_or_a_client_fails():
         work.each(weights, CLIENTS, SEED, consume)
     with pytest.raises(IndexError):
         work.each(weights, [*CLIENTS, 1000], SEED, lambda chunk: None)
-    work._updates[-1] = None
-    with pytest.raises(TypeError):
+    updates = local._Updates.__call__
+
+    def fail(self, start, clients, *rest):
+        if CLIENTS[-1] in clients:
+            raise RuntimeError("lost a client")
+        return updates(self, start, clients, *rest)
+
+    monkeypatch.setattr(local._Updates, "__call__", fail)
+    with pytest.raises(RuntimeError, match="lost a client"):
         work.each(weights, CLIENTS, SEED, lambda chunk: None)
     for _ in range(100):
         if threading.active_count() <= threads:
