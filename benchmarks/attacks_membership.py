@@ -81,9 +81,9 @@ def _draw(row: MembershipRow, draw: int, data: Path) -> dict[str, Any]:
     from privfed.api import load_population
     from privfed.audit.pool import make_pool
     from privfed.audit.shadow_scores import METHODS
+    from privfed.composition import compose
     from privfed.console import Console
     from privfed.data import take_clients
-    from privfed.experiment import compose
     from privfed.membership import judge_all, train_shadows
     from privfed.settings_file import resolve_settings
 

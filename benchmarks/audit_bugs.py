@@ -30,9 +30,10 @@ from audit_faults import FAULTS, Fault
 
 from privfed.audit.checks import Check, checks
 from privfed.audit.empirical import ObserverFinding, findings, seen_by_observers
+from privfed.composition import compose
 from privfed.data import Population
 from privfed.executors.local import LocalClientWork
-from privfed.experiment import Experiment, compose
+from privfed.experiment import Experiment
 from privfed.federated.training import TrainingResult
 from privfed.privacy.accounting import by_observer
 from privfed.settings_file import load_settings, resolve_settings

@@ -16,9 +16,9 @@ import measure
 import numpy as np
 import workloads
 
+from privfed.composition import compose
 from privfed.config import Settings
 from privfed.data import Population
-from privfed.experiment import compose
 from privfed.federated.cohorts import Cohort
 from privfed.federated.evaluation import Evaluator
 from privfed.settings_file import resolve_settings

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def point(folder: Path, cohort: int, rounds: int) -> dict[str, Any]:
     """Train a few rounds on the population of ``folder``; runs in a process of its own."""
-    from privfed.experiment import compose
+    from privfed.composition import compose
     from privfed.federated.cohorts import sample_cohort
     from privfed.settings_file import resolve_settings
 

@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privfed.audit.evidence import AS_CONFIGURED
+from privfed.composition import compose, load_population_of
 from privfed.config import Settings
 from privfed.console import Console
 from privfed.data import Population
-from privfed.experiment import Experiment, compose, load_population_of
+from privfed.experiment import Experiment
 from privfed.exposure import attack_all, own_updates
 from privfed.federated.training import TrainingResult
 from privfed.privacy.accounting import Guarantee, statements

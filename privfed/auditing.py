@@ -10,10 +10,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from privfed.audit.assemble import Material, assemble, measurements_of
 from privfed.audit.assemble.accounting import read_search
 from privfed.audit.evidence import AS_CONFIGURED, NO_DEFENCE, Evidence
+from privfed.composition import compose
 from privfed.config import Settings
 from privfed.console import Console
 from privfed.errors import PrivFedError, Stopped
-from privfed.experiment import Experiment, compose
+from privfed.experiment import Experiment
 from privfed.exposure import Exposure, Setting, attack_all, own_updates, probes
 from privfed.federated.training import TrainingResult
 from privfed.measurements import MEASUREMENTS, save

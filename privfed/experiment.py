@@ -1,4 +1,4 @@
-"""The composition root: the only file that turns settings into objects, and the commands' work into calls."""
+"""An experiment: settings, and the objects that they stand for; ``privfed.composition`` builds one."""
 
 from __future__ import annotations
 
@@ -9,21 +9,12 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from privfed.audited import AuditedTraining, audited_training
-from privfed.config import Attacks as AttackSettings
 from privfed.config import Audit as AuditSettings
 from privfed.config import Privacy as PrivacySettings
 from privfed.config import SecureAggregation as SecureAggregationSettings
 from privfed.config import Settings
-from privfed.data import (
-    Population,
-    build_population,
-    hold_out_clients,
-    load_dataset,
-    require_text_model,
-    transform,
-)
-from privfed.errors import SettingError
-from privfed.executors.local import LocalClientWork, configure_threads
+from privfed.data import Population
+from privfed.executors.local import LocalClientWork
 from privfed.federated.aggregation import Aggregation, PlainAggregation, RingAggregation
 from privfed.federated.client_work import ClientWork, LocalTraining
 from privfed.federated.cohorts import Cohort, sample_cohort
@@ -36,7 +27,6 @@ from privfed.federated.server_update import OPTIMIZERS, ServerOptimizer
 from privfed.federated.spending import LedgerSpending, rounds_within
 from privfed.federated.streams import Streams
 from privfed.federated.training import Keeping, RoundReport, Spending, TrainingResult, train
-from privfed.models.build import build_model
 from privfed.models.functional import Model, Vector
 from privfed.privacy.accounting import Guarantee
 from privfed.privacy.ledger import Ledger
@@ -45,7 +35,7 @@ from privfed.privacy.ledger_report import spent_releases
 from privfed.privacy.mechanisms import ExampleGaussian, Mechanism, NoMechanism
 from privfed.privacy.plan import PrivacyPlan
 from privfed.privacy.sampling import SamplingScheme
-from privfed.schemes import sampling_scheme, wanted_cohort
+from privfed.schemes import privacy_plan_of, sampling_scheme
 from privfed.transcript import Plan
 
 
@@ -83,34 +73,7 @@ class Experiment:
     @cached_property
     def privacy_plan(self) -> PrivacyPlan | None:
         """All that ε depends on but the noise; ``None`` without a mechanism."""
-        privacy, masking = self.settings.privacy, self.settings.secure_aggregation
-        if privacy.mechanism == "none":
-            return None
-        assert privacy.clip_norm is not None  # the settings were checked
-        return PrivacyPlan(
-            kind=privacy.mechanism,
-            sampling=self.sampling,
-            rounds=self.settings.training.rounds,
-            delta=privacy.delta,
-            clip_norm=privacy.clip_norm,
-            population=self.population.clients,
-            dropout=self.settings.cohort.dropout,
-            wanted=wanted_cohort(self.settings.cohort, self.population.clients),
-            secure=privacy.randomness == "secure",
-            quantile=privacy.quantile,
-            quantile_rate=privacy.quantile_rate,
-            dimension=self.model.dimension,
-            bands=privacy.bands,
-            ring_bits=32 if masking.ring_bits == "auto" else masking.ring_bits,  # integer noise refuses "auto"
-            masked=masking.mode in ("protocol", "bfv"),
-            threshold=masking.threshold or 2,
-            colluders=masking.colluders,
-            seed=self.settings.training.seed,
-            example_rate=privacy.example_rate or 1.0,
-            local_steps=self.settings.training.local_steps or 1,
-            update_scale=self.settings.training.learning_rate / self.settings.training.batch_size,
-            guests=self.settings.audit.canaries,
-        )
+        return privacy_plan_of(self.settings, self.population.clients, self.model.dimension)
 
     @cached_property
     def mechanism(self) -> Mechanism:
@@ -347,96 +310,6 @@ class Experiment:
         if self.noise_multiplier is None:
             return None
         return LedgerSpending(ledger, self.mechanism, self.sampling)
-
-
-def compose(settings: Settings, population: Population | None = None) -> Experiment:
-    """Load the data, build the model, calibrate the noise; everything that can be refused is refused here.
-
-    ``population`` takes the place of the data that the settings name.
-
-    Raises:
-        PrivFedError: Data, model or privacy settings do not fit.
-    """
-    configure_threads()
-    check_attacks(settings.attacks)
-    population = load_population_of(settings) if population is None else population
-    chosen = settings.model
-    if chosen.features is not None:
-        population = transform(population, chosen.features)
-    require_text_model(population, chosen.name)
-    held_out = None
-    if settings.data.held_out_clients is not None:
-        population, held_out = hold_out_clients(population, settings.data.held_out_clients, settings.data.seed)
-    model = build_model(
-        chosen.name,
-        population.input_shape,
-        population.classes,
-        hidden=chosen.hidden,
-        activation=chosen.activation,
-        initializer=chosen.initializer,
-    )
-    experiment = Experiment(settings, population, model, None, held_out)
-    privacy = settings.privacy
-    if privacy.mechanism == "none":
-        return experiment
-    noise = privacy.noise_multiplier
-    if noise is None and privacy.epsilon is not None:
-        assert experiment.privacy_plan is not None  # there is a mechanism
-        noise = experiment.privacy_plan.calibrate(privacy.epsilon, privacy.against)
-    experiment = replace(experiment, noise_multiplier=noise)
-    if experiment.audited is not None:
-        experiment.audited.check()
-    if experiment.rounds == 0:
-        raise SettingError(
-            "a single round spends more",
-            where="privacy.max_epsilon",
-            value=privacy.max_epsilon,
-            remedy="Raise it, or use more noise",
-        )
-    return experiment
-
-
-def load_population_of(settings: Settings) -> Population:
-    """Read the dataset and spread it over clients."""
-    data = settings.data
-    dataset = load_dataset(
-        data.source,
-        folder=data.folder,
-        data_dir=data.data_dir,
-        manual_dir=data.manual_dir,
-        sequence_length=data.sequence_length,
-        label_column=data.label_column,
-        client_column=data.client_column,
-        natural_clients=data.clients if data.partition == "natural" else None,
-        seed=data.seed,
-    )
-    return build_population(
-        dataset,
-        data.partition,
-        clients=data.known_clients,
-        seed=data.seed,
-        alpha=data.alpha,
-        shards_per_client=data.shards_per_client,
-        examples_per_client=data.examples_per_client,
-    )
-
-
-def check_attacks(settings: AttackSettings) -> None:
-    """Refuse attacks that nobody wrote or that no recorded round fits, before anything is trained."""
-    from attacks import ATTACKS, create
-
-    crafting = [name for name in ATTACKS if hasattr(create(name), "craft")]
-    known = ", ".join(name for name in ATTACKS if name not in crafting)
-    for name in settings.methods:
-        if name in crafting:
-            raise SettingError(
-                "needs a model that the server crafted, and recorded rounds are of the agreed one",
-                where="attacks.methods",
-                value=name,
-                remedy=f"Run benchmarks/attacks.py, or choose from {known}",
-            )
-        if name not in ATTACKS:
-            raise SettingError("no such attack", where="attacks.methods", value=name, remedy=f"Known: {known}")
 
 
 def _executor(settings: Settings) -> Callable[..., ClientWork]:

@@ -13,10 +13,11 @@ from typing import Any
 
 from privfed.attack_scores import outcome_values, summarise
 from privfed.audit.evidence import AS_CONFIGURED
+from privfed.composition import compose
 from privfed.config import Settings
 from privfed.console import Advance, Console
 from privfed.errors import OutputError, SettingError, Stopped
-from privfed.experiment import Experiment, compose
+from privfed.experiment import Experiment
 from privfed.exposure import Exposure, attack_all, own_updates
 from privfed.federated.checkpoint import Checkpoints
 from privfed.federated.client_evaluation import evaluate_clients

@@ -18,7 +18,7 @@ HELD_OUT = Path(__file__).parents[1] / "examples" / "held-out.toml"
 def test_held_out_clients_are_twenty_that_did_not_train_and_the_figures_are_theirs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from privfed.experiment import compose
+    from privfed.composition import compose
     from privfed.runs import run_training
 
     settings = load_settings(HELD_OUT)

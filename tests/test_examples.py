@@ -106,7 +106,7 @@ def test_fashion_learns_under_differential_privacy(name: str, accuracy: float, t
 
 
 def test_kmnist_without_a_network_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from privfed.experiment import compose
+    from privfed.composition import compose
 
     def nowhere(*_: object, **__: object) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")

@@ -28,6 +28,7 @@ EVERYBODY = (
     "privfed.sweep",
     "privfed.audited",
     "privfed.defences",
+    "privfed.composition",
     "privfed.experiment",
     "privfed.runs",
     "privfed.exposure",

@@ -13,11 +13,12 @@ import pytest
 from privfed.audit.membership import MembershipInference
 from privfed.audit.pool import by_client, make_pool, signals_of
 from privfed.audit.shadow_scores import METHODS
+from privfed.composition import compose, load_population_of
 from privfed.config import Audit
 from privfed.console import Console
 from privfed.data import Population, take_clients
 from privfed.errors import SettingError
-from privfed.experiment import Experiment, compose, load_population_of
+from privfed.experiment import Experiment
 from privfed.membership import _shadow, infer_membership, judge_all, train_shadows
 from privfed.settings_file import resolve_settings
 

@@ -15,6 +15,7 @@ import numpy as np
 from attacks import AttackOutcome, run_attacks
 from privfed.attack_scores import outcome_values
 from privfed.audit.evidence import png
+from privfed.composition import compose, load_population_of
 from privfed.config import Settings
 from privfed.console import Advance, Console
 from privfed.defences.catalogue import defences
@@ -23,7 +24,6 @@ from privfed.defences.page import render_grid
 from privfed.defences.record import STRONGEST, build
 from privfed.defences.workload import Workload, prepare
 from privfed.errors import SettingError, Stopped
-from privfed.experiment import compose, load_population_of
 from privfed.exposure import examples_behind, held_out
 from privfed.files import write_text
 

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from attacks import Attack, create
 from attacks.auto import Auto, skipped
+from privfed.composition import compose
 from privfed.config import Settings
 from privfed.data import Population
 from privfed.defences.catalogue import Defence
 from privfed.errors import SettingError
-from privfed.experiment import Experiment, compose
+from privfed.experiment import Experiment
 from privfed.transcript import Observation, Observer, Transcript, View
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from privfed.federated.round import RoundState, Vector
+from privfed.federated.outcome import RoundState
+from privfed.federated.round import Vector
 from privfed.federated.scaffold import Variates
 from privfed.files import replacing
 from privfed.transcript import Plan, RoundRecord, Transcript

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -39,8 +39,9 @@ from privfed.federated.aggregation import (
 from privfed.federated.client_half import ClientHalf, Half, Halves, HalvesInRing, halves_of
 from privfed.federated.client_work import ClientWork, Conditions
 from privfed.federated.cohorts import Cohort
+from privfed.federated.outcome import RoundMetrics, RoundOutcome, RoundState, stage_costs
 from privfed.federated.scaffold import Scaffold, Variates
-from privfed.federated.server_update import ServerOptimizer, State
+from privfed.federated.server_update import ServerOptimizer
 from privfed.federated.streams import Purpose, Streams
 from privfed.privacy.clipping import l2_norm
 from privfed.privacy.mechanisms import Mechanism, Terms
@@ -50,64 +51,6 @@ from privfed.transcript import RoundRecord
 
 Vector = NDArray[np.float32]
 Real = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class RoundMetrics:
-    """What one round tells of itself. None of it is noised; none of it is protected by the mechanism.
-
-    Attributes:
-        round: From 1.
-        train_loss: Mean over the examples that the cohort saw, before each step; ``None`` without any.
-        train_accuracy: Share classified right, likewise.
-        cohort: Clients sampled.
-        survivors: Clients in the sum.
-        non_finite: Clients whose update was not finite, and so dropped.
-        clipped_fraction: Share of the trained clients whose update was longer than the bound.
-        mean_norm: Mean L2 norm of the updates before clipping.
-        signal_to_noise: Norm of the sum over the expected norm of the noise; ``None`` without noise.
-        upload_bytes: From all clients to the server.
-        ring_bits: Width of the ring that the vectors were summed in; ``None`` without a ring, or without a sum.
-        aborted: Why the round ended without a new model; ``None`` when it did not.
-        seconds: Wall time.
-    """
-
-    round: int
-    train_loss: float | None
-    train_accuracy: float | None
-    cohort: int
-    survivors: int
-    non_finite: int
-    clipped_fraction: float | None
-    mean_norm: float | None
-    signal_to_noise: float | None
-    upload_bytes: int
-    ring_bits: int | None
-    aborted: str | None
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class RoundState:
-    """What goes from round to round beside the model: arrays only, so that it can be checkpointed."""
-
-    server: State
-    mechanism: MechanismState
-    variates: Variates | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class RoundOutcome:
-    """The new model and state, the metrics, and what the transcript may keep: ``None`` when it keeps nothing.
-
-    ``stage_costs`` are bytes from clients to server and seconds, by stage of the aggregation.
-    """
-
-    weights: Vector
-    state: RoundState
-    metrics: RoundMetrics
-    record: RoundRecord | None
-    stage_costs: Mapping[str, tuple[int, float]]
 
 
 def constant_rate(number: int) -> float:
@@ -209,7 +152,7 @@ class Round:
             seconds=time.perf_counter() - started,
         )
         kept = self._record(terms, weights, new_weights, cohort, aggregate) if record else None
-        return RoundOutcome(new_weights, new_state, metrics, kept, _stage_costs(aggregate))
+        return RoundOutcome(new_weights, new_state, metrics, kept, stage_costs(aggregate))
 
     def _train_and_clip(
         self, weights: Vector, state: RoundState, terms: Terms, cohort: Cohort, *, running: bool
@@ -434,10 +377,3 @@ class _Local:
 def _arriving(cohort: Cohort) -> tuple[int, ...]:
     """Clients whose input reaches the server: what the others train is lost, so they need not."""
     return tuple(c for c in cohort.clients if arrives(cohort.dropouts.get(c, Stage.UNMASK)))
-
-
-def _stage_costs(aggregate: Aggregate | None) -> dict[str, tuple[int, float]]:
-    if aggregate is None:
-        return {}
-    seconds = aggregate.seconds_per_stage
-    return {stage: (size, seconds.get(stage, 0.0)) for stage, size in aggregate.bytes_per_stage.items()}

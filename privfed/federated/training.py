@@ -14,7 +14,8 @@ from privfed.errors import PrivFedError
 from privfed.federated.checkpoint import Progress
 from privfed.federated.cohorts import Cohort
 from privfed.federated.evaluation import Evaluation, Evaluator
-from privfed.federated.round import Round, RoundMetrics, RoundOutcome, Vector
+from privfed.federated.outcome import RoundMetrics, RoundOutcome
+from privfed.federated.round import Round, Vector
 from privfed.privacy.mechanisms import State as MechanismState
 from privfed.transcript import Plan, RoundRecord, Transcript
 

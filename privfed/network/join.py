@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from privfed.composition import compose, load_population_of
 from privfed.console import Console
 from privfed.data import Population, load_dataset
 from privfed.errors import DataError, PrivFedError
-from privfed.experiment import Experiment, compose, load_population_of
+from privfed.experiment import Experiment
 from privfed.federated.training import digest
 from privfed.network import frames
 from privfed.network.certificates import Authority, Certificate, from_pem

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from privfed.composition import compose
 from privfed.errors import OutputError
-from privfed.experiment import Experiment, compose
+from privfed.experiment import Experiment
 from privfed.federated.cohorts import Cohort
 from privfed.federated.training import TrainingResult
 from privfed.network.serve import EVENTS

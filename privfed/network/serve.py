@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from privfed.composition import compose
 from privfed.config import Settings
 from privfed.console import Console
 from privfed.errors import Stopped
 from privfed.executors.local import available_cores
-from privfed.experiment import Experiment, compose
+from privfed.experiment import Experiment
 from privfed.federated.client_work import ClientWork
 from privfed.federated.cohorts import Cohort, sample_cohort
 from privfed.federated.round import Round

@@ -14,8 +14,9 @@ from privfed.audit.canaries import CanaryClients, random_directions
 from privfed.audit.canary_work import JoinedWork, RandomUpdates, Silenced
 from privfed.audit.empirical import COMPOSED, ObserverFinding, _scaled, findings, seen_by_observers
 from privfed.audit.notes import Tally
+from privfed.composition import compose
 from privfed.errors import PrivFedError, SettingError
-from privfed.experiment import Experiment, compose
+from privfed.experiment import Experiment
 from privfed.federated.checkpoint import Checkpoints
 from privfed.federated.cohorts import Cohort
 from privfed.federated.training import Keeping

@@ -18,9 +18,9 @@ from privfed.audit.assemble.document import limits_of
 from privfed.audit.assemble.material import Material, guarantees_of
 from privfed.audit.assemble.statements import statements_of, trust_of, unnoised_of
 from privfed.audit.assemble.training import secure_aggregation_of
+from privfed.composition import compose
 from privfed.console import Console
 from privfed.errors import PrivFedError
-from privfed.experiment import compose
 from privfed.rundir import RunFolder
 from privfed.runs import train_baseline, train_protected
 from privfed.settings_file import load_settings

@@ -13,13 +13,13 @@ import pytest
 
 import privfed.defences.run as run_module
 from privfed.cli import main
+from privfed.composition import load_population_of
 from privfed.console import Console
 from privfed.data import Population
 from privfed.defences.catalogue import Defence, defences
 from privfed.defences.run import run_grid
 from privfed.defences.workload import prepare, pruned
 from privfed.errors import OutputError, SettingError, Stopped
-from privfed.experiment import load_population_of
 from privfed.settings_file import load_settings
 from privfed.transcript import Kind
 

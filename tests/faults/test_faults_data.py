@@ -17,9 +17,9 @@ import pytest
 from idx_writer import small_set, write_folder
 from mutants import Commands, mutated_bytes
 
+from privfed.composition import compose
 from privfed.data.population import Population
 from privfed.data.stored import save_population
-from privfed.experiment import compose
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 REFUSALS = 150

@@ -9,8 +9,8 @@ import pytest
 
 from privfed import memory
 from privfed.cli import main
+from privfed.composition import compose
 from privfed.errors import SettingError
-from privfed.experiment import compose
 from privfed.settings_file import load_settings
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.toml"
@@ -77,7 +77,7 @@ def test_the_estimate_is_no_more_than_what_is_used() -> None:
 from pathlib import Path
 from privfed import memory
 from privfed.console import Console
-from privfed.experiment import compose
+from privfed.composition import compose
 from privfed.runs import train_protected
 from privfed.settings_file import load_settings
 changes = {[*BASE, "model.name=mlp", "model.hidden=[5000, 20]", "training.rounds=2", "data.clients=30"]!r}

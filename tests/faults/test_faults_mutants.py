@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from mutants import Commands, mutated_bytes
 
-from privfed.experiment import compose
+from privfed.composition import compose
 
 ROOT = Path(__file__).parents[2]
 REFUSALS = 1000

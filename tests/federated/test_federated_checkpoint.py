@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from privfed.federated.checkpoint import Checkpoints, Progress
-from privfed.federated.round import RoundState
+from privfed.federated.outcome import RoundState
 from privfed.files import remove_unfinished
 from privfed.transcript import Plan, RoundRecord
 

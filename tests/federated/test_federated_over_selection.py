@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from privfed.composition import compose
 from privfed.errors import SettingError
-from privfed.experiment import Experiment, compose
+from privfed.experiment import Experiment
 from privfed.privacy.accounting import by_observer, times
 from privfed.privacy.mechanisms import Mechanism
 from privfed.privacy.sampling import FixedSizeSampling, PoissonSampling, RoundRobinSampling

@@ -13,7 +13,8 @@ import pytest
 from privfed.federated.aggregation import Aggregation, PlainAggregation, RingAggregation
 from privfed.federated.client_work import ClientUpdates, ClientWork, Fold, clip_and_sum
 from privfed.federated.cohorts import Cohort
-from privfed.federated.round import Round, RoundOutcome
+from privfed.federated.outcome import RoundOutcome
+from privfed.federated.round import Round
 from privfed.federated.server_update import sgd
 from privfed.federated.streams import Streams
 from privfed.privacy.distributed import DistributedParams

@@ -15,7 +15,8 @@ from privfed.federated.aggregation import Aggregation, PlainAggregation, RingAgg
 from privfed.federated.checkpoint import Checkpoints, Progress
 from privfed.federated.client_work import ClientUpdates, ClientWork, Conditions
 from privfed.federated.cohorts import Cohort
-from privfed.federated.round import Round, RoundState
+from privfed.federated.outcome import RoundState
+from privfed.federated.round import Round
 from privfed.federated.scaffold import Scaffold
 from privfed.federated.server_update import sgd
 from privfed.federated.streams import Streams

@@ -136,7 +136,7 @@ def test_server_and_client_are_killed_and_the_weights_are_the_simulations(comman
     transcript = Transcript.load(commands.out / "transcript.npz")
     assert [record.updates for record in transcript.records] == [{}] * len(transcript.records)
     assert all(len(record.uploads) >= CLIENTS - 1 for record in transcript.records)
-    from privfed.experiment import compose
+    from privfed.composition import compose
     from privfed.settings_file import load_settings
 
     model = compose(load_settings(commands.experiment)).model

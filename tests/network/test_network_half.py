@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from privfed.composition import compose
 from privfed.config import Settings
 from privfed.errors import SettingError
-from privfed.experiment import compose
 from privfed.federated.aggregation import Aggregate, RingAggregation
 from privfed.network.errors import DeclinedError
 from privfed.network.half import ClientHalf

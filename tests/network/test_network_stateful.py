@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from privfed.composition import compose
 from privfed.config import Settings
-from privfed.experiment import Experiment, compose
+from privfed.experiment import Experiment
 from privfed.federated.aggregation import Aggregate, Inputs, PlainAggregation, RingAggregation
 from privfed.federated.client_work import ClientWork
 from privfed.federated.round import Round
