@@ -101,7 +101,7 @@ def solve(matching: Matching, start: Vector, *, enough: float, jacobians: int) -
         enough: Loss at which the equations are met to within their noise.
         jacobians: At most so many.
     """
-    equations = _Equations(matching)
+    equations = Equations(matching)
     x, at = start, equations.at(start)
     damping, stalls, taken = DAMPING[0], 0, 0
     while taken < jacobians:
@@ -127,12 +127,14 @@ def solve(matching: Matching, start: Vector, *, enough: float, jacobians: int) -
 
 
 @dataclass(frozen=True, eq=False)
-class _Point:
+class Point:
+    """Loss, and its slope ``[batch · pixels]``, at some images."""
+
     loss: float
     slope: Vector
 
 
-class _Equations:
+class Equations:
     """Loss, slope and normal matrix of one matching problem; counts the gradients taken."""
 
     def __init__(self, matching: Matching) -> None:
@@ -154,13 +156,14 @@ class _Equations:
         )
         self.evaluations = 0
 
-    def at(self, x: Vector) -> _Point:
+    def at(self, x: Vector) -> Point:
+        """At images ``[batch · pixels]``."""
         import tensorflow as tf
 
         self.evaluations += 1
         scale = tf.constant(1 / self._length if self._known else 0.0, tf.float64)
         loss, slope = self._slope(tf.constant(x), scale, self._weights, self._target, self._labels)
-        return _Point(float(loss), slope.numpy())
+        return Point(float(loss), slope.numpy())
 
     def normal(self, x: Vector, free: NDArray[np.int64]) -> NDArray[np.float32]:
         """``JᵀJ`` of the free pixels, ``[free, free]``."""
@@ -201,17 +204,17 @@ def differentiated(model: Model, weights: Vector) -> Columns:
 
 
 def _step(
-    equations: _Equations,
+    equations: Equations,
     normal: NDArray[np.float32],
     free: NDArray[np.int64],
     x: Vector,
-    at: _Point,
+    at: Point,
     damping: float,
-) -> tuple[Vector, _Point, float] | None:
+) -> tuple[Vector, Point, float] | None:
     """A step that lowers the loss, with the damping that it took; ``None`` when none of those tried does."""
     for _ in range(TRIES):
         moved = x.copy()
-        moved[free] = _bounded(normal, at.slope[free], x[free], damping)
+        moved[free] = bounded(normal, at.slope[free], x[free], damping)
         there = equations.at(moved)
         if there.loss < at.loss:
             return moved, there, damping
@@ -221,11 +224,11 @@ def _step(
     return None
 
 
-def _bounded(normal: NDArray[np.float32], slope: Vector, x: Vector, damping: float) -> Vector:
+def bounded(normal: NDArray[Any], slope: Vector, x: Vector, damping: float, *, refits: int = REFITS) -> Vector:
     """About where the damped quadratic model is least in [0, 1], ``[free]``."""
-    ridge = np.float32(damping * float(normal.diagonal().mean()))
+    ridge = normal.dtype.type(damping * float(normal.diagonal().mean()))
     moved, held = x.copy(), np.zeros(len(x), np.bool_)
-    for _ in range(REFITS):
+    for _ in range(refits):
         open_ = np.flatnonzero(~held)
         if not len(open_):
             break
@@ -239,7 +242,7 @@ def _bounded(normal: NDArray[np.float32], slope: Vector, x: Vector, damping: flo
         except scipy.linalg.LinAlgError:
             # Not positive in single precision: as good as no model at all.
             return x
-        moved[open_] = x[open_] + scipy.linalg.cho_solve(factor, right.astype(np.float32), check_finite=False)
+        moved[open_] = x[open_] + scipy.linalg.cho_solve(factor, right.astype(normal.dtype), check_finite=False)
         outside = ~held & ((moved < 0) | (moved > 1))
         if not outside.any():
             break
