@@ -1,22 +1,22 @@
 """Gradient matching: search for the images whose gradient is the one observed.
 
 Deep Leakage from Gradients (Zhu et al. 2019, arXiv:1906.08935, algorithm 1), with the labels taken from the last
-layer, pixels kept in [0, 1] and double precision. Where the equations determine the pixels and are few, the first
-start is by Gauss-Newton steps under a prior that fades (``attacks.fading_prior``): batches are won there, as the
-loss is far flatter in some directions than in others. So are all starts of a chain of convolutions, which is known to
-be smooth; the kinks of other models stop such a search again and again at the same place. Other starts are brought
-near by L-BFGS-B with each layer given the same weight, and steps without a prior (``attacks.gauss_newton``) go on
-from there. Where the observer knows of noise, the loss is that of a maximum a posteriori estimate: all coordinates
-alike, and total variation as the prior (Geiping et al. 2020, arXiv:2003.14053, eq. 4). Where a batch is normalised
-by its own statistics, neither search gets anywhere: what is left of the budget goes to theirs, 1 − cosine and
-total variation by signed descent (``attacks.signed_descent``).
+layer, pixels kept in [0, 1] and double precision. Where the equations determine the pixels and are few,
+Gauss-Newton steps (``attacks.gauss_newton``) win batches, as the loss is far flatter in some directions than in
+others. On a chain of convolutions, which is smooth, they start anywhere, under a prior that fades
+(``attacks.fading_prior``). On other models, whose kinks would stop that at one place again and again, a start is
+first brought near by L-BFGS-B with each layer given the same weight; of a small batch every other one begins with
+each image for itself, by its features (``attacks.batch_features``). Where the observer knows of noise, the loss is
+that of a maximum a posteriori estimate: all coordinates alike, and total variation as the prior (Geiping et al.
+2020, arXiv:2003.14053, eq. 4). Where a batch is normalised by its own statistics, neither search gets anywhere: what
+is left of the budget goes to theirs, 1 − cosine and total variation by signed descent (``attacks.signed_descent``).
 """
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from scipy import optimize
 
 from attacks import fading_prior, gauss_newton
 from attacks.base import Guess, NotInvertible, ThreatModel
+from attacks.batch_features import BatchFeatures, split_features
 from attacks.conv_chain import find_chain
 from attacks.gradient import GradientEstimate, estimate_gradient, noise_variance
 from attacks.label_counts import ends_dense, infer_label_counts
@@ -99,10 +100,9 @@ class GradientMatching:
         estimate = estimate_gradient(observation, view.plan)
         labels = _labels(model, observation, estimate, self.batch)
         search = _Search(self, model, observation, estimate, labels)
-        smooth = find_chain(model) is not None
         scale_known, left = estimate.scale_known, self.iterations
         for number in range(self.starts):
-            left -= search.start(rng, scale_known, left, faded=smooth or number == 0)
+            left -= search.start(rng, scale_known, left, apart=number % 2 == 0)
             if search.solved or left <= 0:
                 break
             # One example's gradient that no image has is perhaps not of the length it is taken for.
@@ -162,19 +162,25 @@ class _Search:
         self._best: tuple[float, Vector] | None = None
         self.solved = False
 
-    def start(self, rng: np.random.Generator, scale_known: bool, iterations: int, *, faded: bool) -> int:
+    def start(self, rng: np.random.Generator, scale_known: bool, iterations: int, *, apart: bool) -> int:
         """Search from a random point; returns the iterations used.
 
-        ``faded``: by the prior that fades, where that can be afforded.
+        ``apart``: each image of a batch first by its own features, where the last layer tells them and no prior
+        holds the search.
         """
         free = self._batch * self._model.classes if self._labels is None else 0
         affordable = not self._noisy and not free and gauss_newton.affordable(self._model, self._batch)
-        if affordable and faded and iterations >= JACOBIAN:
+        if affordable and iterations >= JACOBIAN and find_chain(self._model) is not None:
             start = fading_prior.draw(self._model.input_shape, self._batch, rng)
             return self._by_equations(start, scale_known, iterations, faded=True)
         first = np.concatenate([rng.uniform(0, 1, self._pixels), rng.normal(0, 1, free)])
-        approach = int(APPROACH * self._batch**0.5)
-        reached, used = self._approach(first, scale_known, min(iterations, approach) if affordable else iterations)
+        near = int(APPROACH * self._batch**0.5)
+        affordable = affordable and iterations >= near + JACOBIAN
+        features = self._features(rng) if apart and scale_known and affordable else None
+        if features is None:
+            reached, used = self._approach(first, scale_known, near if affordable else iterations)
+        else:
+            reached, used = self._one_by_one(first, features), near
         if self.solved or reached is None:
             return used
         if affordable:
@@ -185,7 +191,7 @@ class _Search:
 
     def _by_equations(self, start: Vector, scale_known: bool, iterations: int, *, faded: bool = False) -> int:
         """By Gauss-Newton steps, ``faded`` ones first; returns the iterations that their Jacobians count."""
-        left, enough = iterations // JACOBIAN, max(NOISE_SLACK * self._floor, 1e-15)
+        taken, enough = 0, max(NOISE_SLACK * self._floor, 1e-15)
         matching = gauss_newton.Matching(
             self._model, self._weights, self._estimate.vector, self._known, scale_known
         )
@@ -193,13 +199,13 @@ class _Search:
         if faded:
             searches.insert(0, (fading_prior.search, max(enough, self._tolerance)))
         for search, until in searches:
-            found = search(matching, start, enough=until, jacobians=left)
+            found = search(matching, start, enough=until, jacobians=iterations // JACOBIAN - taken)
             self._evaluations += found.evaluations
-            start, left = found.images, left - found.jacobians
+            start, taken = found.images, taken + found.jacobians
             _, angle, _ = self._at(start, scale_known)
             self._consider(angle, start)
             self.solved = self.solved or found.loss <= enough or angle < self._tolerance
-        return iterations - JACOBIAN * left
+        return JACOBIAN * taken
 
     def _signed(self, first: Vector, steps: int) -> int:
         """By signed descent, with all coordinates alike; returns the steps taken."""
@@ -218,6 +224,45 @@ class _Search:
         _, angle, _ = self._at(reached, False)
         self._consider(angle, reached)
         return taken
+
+    def _features(self, rng: np.random.Generator) -> BatchFeatures | None:
+        if self._labels is None:
+            return None
+        return split_features(self._model, self._weights, self._estimate.vector, self._labels, rng)
+
+    def _one_by_one(self, first: Vector, found: BatchFeatures) -> Vector:
+        """Images whose features are those of the batch: many searches for one image in the place of one for many.
+
+        That leaves room for other images with the same features, which the other layers then tell apart.
+        """
+        import tensorflow as tf
+
+        model, size = self._model, self._pixels // self._batch
+        loss = matching_loss(model, 1, False)
+        zeros, reached = np.zeros(model.dimension), first.copy()
+        kernel = model.dimension - model.classes * (len(found.features[0]) + 1)
+        last = np.zeros(model.dimension)
+        last[kernel : -model.classes] = 1.0
+        for i, (features, errors) in enumerate(zip(found.features, found.errors, strict=True)):
+            target = zeros.copy()
+            target[kernel : -model.classes] = np.outer(features, errors).reshape(-1)
+            arguments = [
+                tf.constant(values, tf.float64)
+                for values in (1.0, 0.0, self._weights, target, last, self._known[i : i + 1])
+            ]
+
+            def objective(point: Vector, given: list[Any] = arguments) -> tuple[float, Vector]:
+                self._evaluations += 1
+                value, _, slope = loss(tf.constant(point), *given)
+                return float(value), slope.numpy()
+
+            part = slice(i * size, (i + 1) * size)
+            options = {"maxiter": APPROACH, "maxcor": MEMORY, "ftol": 1e-12}
+            result = optimize.minimize(
+                objective, first[part], jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * size, options=options
+            )
+            reached[part] = np.clip(result.x, 0, 1)
+        return reached
 
     def _at(self, point: Vector, scale_known: bool) -> tuple[float, float, Vector]:
         import tensorflow as tf
