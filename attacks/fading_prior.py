@@ -37,7 +37,7 @@ PATIENCE, PROGRESS = 5, 0.7
 
 
 def search(matching: Matching, start: Vector, *, enough: float, jacobians: int) -> Solution:
-    """Steps from ``start`` ``[batch · pixels]`` in [0, 1] until the loss is ``enough``, or they get nowhere.
+    """Steps from ``start`` ``[batch · pixels]`` in [0, 1] to one beyond a loss of ``enough``, or to nowhere.
 
     Args:
         matching: The equations.
@@ -47,16 +47,19 @@ def search(matching: Matching, start: Vector, *, enough: float, jacobians: int) 
     """
     equations, batch = Equations(matching), len(matching.labels)
     precision = _precision(matching.model.input_shape)
-    x, at, taken = start, equations.at(start), 0
+    x, at, taken, met = start, equations.at(start), 0, False
     losses = [at.loss]
 
     def pull(point: Vector) -> Vector:
         return np.asarray(((point - BRIGHTNESS).reshape(batch, -1) @ precision).ravel())
 
-    while taken < jacobians and enough < at.loss < np.inf:
+    while taken < jacobians and not met and 0 < at.loss < np.inf:
+        met = at.loss <= enough
         noise = FADING * 2 * at.loss / matching.model.dimension
         slope = at.slope + noise * pull(x)
         free = np.flatnonzero(~(((x <= 0) & (slope >= 0)) | ((x >= 1) & (slope <= 0))))
+        if not len(free):
+            break
         normal, taken = equations.normal(x, free).astype(np.float64), taken + 1
         _add_blocks(normal, noise * precision, free)
         for _ in range(TRIES):

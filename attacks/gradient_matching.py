@@ -8,8 +8,9 @@ others. On a chain of convolutions, which is smooth, they start anywhere, under 
 first brought near by L-BFGS-B with each layer given the same weight; of a small batch every other one begins with
 each image for itself, by its features (``attacks.batch_features``). Where the observer knows of noise, the loss is
 that of a maximum a posteriori estimate: all coordinates alike, and total variation as the prior (Geiping et al.
-2020, arXiv:2003.14053, eq. 4). Where a batch is normalised by its own statistics, neither search gets anywhere: what
-is left of the budget goes to theirs, 1 − cosine and total variation by signed descent (``attacks.signed_descent``).
+2020, arXiv:2003.14053, eq. 4). Where a batch is normalised by its own statistics, neither search gets anywhere:
+what is left of the budget goes to theirs, 1 − cosine and total variation by signed descent
+(``attacks.signed_descent``).
 """
 
 from __future__ import annotations
@@ -204,7 +205,9 @@ class _Search:
             start, taken = found.images, taken + found.jacobians
             _, angle, _ = self._at(start, scale_known)
             self._consider(angle, start)
-            self.solved = self.solved or found.loss <= enough or angle < self._tolerance
+            self.solved = found.loss <= until or angle < self._tolerance
+            if self.solved:
+                break
         return JACOBIAN * taken
 
     def _signed(self, first: Vector, steps: int) -> int:
