@@ -133,6 +133,9 @@ def test_sums_of_local_and_of_held_examples_share_the_population_s_way():
     assert sizes.max() == 24
     local = LocalClientWork(model, *data, training, threads=1, parts=1, path="xla")
     rows = np.concatenate([np.arange(*data[2][c : c + 2]) for c in small])
-    held = LocalClientWork(model, data[0][rows], data[1][rows], data[2], training, threads=1, parts=1, held=small)
+    held = LocalClientWork(
+        model, data[0][rows], data[1][rows], data[2], training, threads=1, parts=1, path="xla", held=small
+    )
+    assert held._sum_paths(False)[0]._shape == local._sum_paths(False)[0]._shape
     expected = local.clipped_sum(weights, small.tolist(), SEED, 0.3)
     same(expected, held.clipped_sum(weights, small.tolist(), SEED, 0.3), SUM)
