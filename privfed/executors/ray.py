@@ -117,6 +117,11 @@ class RayClientWork(ClientWork):
         """Actors that died and were replaced."""
         return self._crew.lost
 
+    @property
+    def sent_bytes(self) -> int:
+        """Examples that went to actors until now."""
+        return self._shards.sent_bytes
+
     def under(self, conditions: Conditions) -> RayClientWork:
         """The same work, with the same actors, in a round with these conditions."""
         if conditions.corrections is not None:

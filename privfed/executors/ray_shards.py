@@ -48,6 +48,9 @@ class Shards:
         offsets: Likewise.
         blocks: That the clients are cut into, with about as many examples each.
         seats: Places for actors, which the blocks are dealt out to.
+
+    Attributes:
+        sent_bytes: Of examples, to whomever, since it was made.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Shards:
             self._home[block] = i % seats
         self._arrived = np.zeros(len(self._home), bool)
         self._seats = seats
+        self.sent_bytes = 0
 
     def forget(self, seat: int) -> None:
         """The actor there is a new one, and has nobody."""
@@ -92,6 +96,7 @@ class Shards:
             np.concatenate([array[:0], *(array[span] for span in spans)])
             for array in (self._features, self._labels)
         )
+        self.sent_bytes += features.nbytes + labels.nbytes
         return Sent(ids, kept, features, labels)
 
 
