@@ -159,8 +159,7 @@ class RayClientWork(ClientWork):
         consume: Callable[[ClientUpdates], None],
     ) -> None:
         """Train ``clients``, each where it is at home, and consume updates as they come; see ``ClientWork``."""
-        room = self._room()
-        pieces = [piece[i : i + room] for piece in self._at_home(clients) for i in range(0, len(piece), room)]
+        pieces = self._at_home(clients, self._room())
         jobs = self._jobs(pieces, self._broadcast(weights), tuple(seed), self._conditions)
         for chunk in self._crew.run("updates", jobs):
             consume(chunk)
@@ -169,7 +168,7 @@ class RayClientWork(ClientWork):
         """Train ``clients``; copies of ``fold`` take their updates in where they are made; see ``ClientWork``."""
         import ray
 
-        pieces, empty = self._at_home(clients), ray.put(fold)
+        pieces, empty = self._at_home(clients, self._room() if fold.apart else None), ray.put(fold)
         jobs = self._jobs(pieces, self._broadcast(weights), tuple(seed), self._conditions, empty)
         for taken in self._crew.run("fold", jobs):
             fold.merge(taken)
@@ -209,13 +208,16 @@ class RayClientWork(ClientWork):
         """Clients whose updates one actor may have under way."""
         return max(1, self._budget // (_COPIES * _AHEAD * self._crew.size * 4 * self._dimension))
 
-    def _at_home(self, clients: Sequence[int]) -> list[NDArray[np.int64]]:
-        """``clients`` in pieces of about the same work, each of one actor's."""
-        return [
+    def _at_home(self, clients: Sequence[int], most: int | None) -> list[NDArray[np.int64]]:
+        """``clients`` in pieces of about the same work, each of one actor's, and of no more than ``most``."""
+        pieces = [
             group[piece]
             for group in self._shards.at_home(np.asarray(clients, np.int64))
             for piece in cut(self._offsets[group + 1] - self._offsets[group], _JOBS_EACH)
         ]
+        if most is None:
+            return pieces
+        return [piece[i : i + most] for piece in pieces for i in range(0, len(piece), most)]
 
     def _jobs(self, pieces: Sequence[NDArray[np.int64]], *rest: Any) -> list[Job]:
         """A job for each piece of a cohort."""
