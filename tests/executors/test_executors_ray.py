@@ -14,7 +14,7 @@ import pytest
 
 from privfed.errors import PrivFedError
 from privfed.executors.local import LocalClientWork, configure_threads
-from privfed.federated.aggregation import RingAggregation
+from privfed.federated.aggregation import PlainAggregation, RingAggregation
 from privfed.federated.client_work import Conditions, LocalTraining
 from privfed.federated.cohorts import Cohort
 from privfed.federated.round import Round
@@ -22,7 +22,7 @@ from privfed.federated.server_update import sgd
 from privfed.federated.streams import Streams
 from privfed.models.build import build_model
 from privfed.privacy.distributed import DistributedParams
-from privfed.privacy.mechanisms import CentralGaussian, DistributedNoise
+from privfed.privacy.mechanisms import CentralGaussian, DistributedNoise, LocalGaussian
 from privfed.secagg import RingSum
 
 configure_threads()
@@ -171,6 +171,44 @@ class TestOnRay:
             np.testing.assert_array_equal(outcome.weights, expected.weights)
             assert {**vars(outcome.metrics), "seconds": 0} == {**vars(expected.metrics), "seconds": 0}
         assert asked == ["fold"] * 3  # never for single updates
+
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_noised_and_weighted_vectors_are_made_where_clients_train(self, four, weighted, monkeypatch):
+        from privfed.executors.ray_cluster import Crew
+
+        asked, run = [], Crew.run
+
+        def told(crew, method, jobs, *rest):
+            asked.append((method, len(jobs)))
+            return run(crew, method, jobs, *rest)
+
+        monkeypatch.setattr(Crew, "run", told)
+        model, clients = four[0], tuple(cohort())
+        weights, shares = model.initial_vector(1), np.linspace(0.1, 1, CLIENTS) if weighted else None
+
+        def recorded(work):
+            one = Round(
+                work,
+                LocalGaussian(0.3, 0.5),
+                PlainAggregation(),
+                sgd(1.0),
+                Streams(7, secure=False),
+                None if weighted else float(len(clients)),
+                shares,
+            )
+            state, released = one.initialize(len(weights)), []
+            return one(2, weights, state, Cohort(clients, {}), lambda w, survivors: released.append(w))
+
+        work = four[1].under(UNDER)
+        work._budget = 3 * 2 * 4 * 4 * len(weights) * 3  # room for three clients of each actor
+        here = recorded(LocalClientWork(model, *population(), TRAINING, threads=2, parts=3))
+        there = recorded(work)
+        np.testing.assert_array_equal(there.weights, here.weights)
+        assert {**vars(there.metrics), "seconds": 0} == {**vars(here.metrics), "seconds": 0}
+        for client in clients:
+            np.testing.assert_array_equal(there.record.updates[client], here.record.updates[client])
+        assert [method for method, _ in asked] == ["fold"]
+        assert asked[0][1] >= len(clients) / 3
 
     def test_a_worker_that_is_killed_in_mid_round_costs_no_bit(self, four):
         import ray
