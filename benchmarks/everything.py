@@ -23,6 +23,7 @@ BENCHMARKS = {
     "W2": ["engine.py", "--workload", "W2", *ENGINES],
     "W3": ["engine.py", "--workload", "W3", *ENGINES],
     "scaling": ["scaling.py"],
+    "scale": ["scale.py"],
     "secagg-50": [*SECAGG, "1000000", "--clients", "50", "--dropout", "0.1", "--peers", "flower"],
     "secagg-1000": [*SECAGG, "1000000", "--clients", "1000", "--dropout", "0.05", "--cores", "2"],
     "secagg-10000": [*SECAGG, "10000", "--clients", "10000"],

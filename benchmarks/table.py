@@ -79,6 +79,33 @@ def scaling(rows: list[dict[str, Any]], fits: dict[str, float], examples: int) -
     return "\n".join([*lines, "", *notes])
 
 
+def on_ray(rows: list[dict[str, Any]], clients: int, examples: int) -> str:
+    """Markdown: one line for each number of workers and each cohort, then the population and the machine."""
+    lines = [
+        "| executor | cohort | ms/round | over `local`, ms | examples sent, MB/round | first round, s | bits |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for r in rows:
+        cells = [
+            f"ray, {r['workers']} workers" if r["workers"] else "local",
+            f"{r['cohort']:,}",
+            f"{1000 * r['seconds_per_round']:.1f}",
+        ]
+        if r["workers"]:
+            cells += [
+                f"{1000 * r['over_local_seconds']:+.1f}",
+                f"{r['sent_mb_per_round']:.2f}",
+                f"{r['first_seconds']:.1f}",
+                "the same" if r["same_bits"] else "**others**",
+            ]
+        lines.append("| " + " | ".join([*cells, *[""] * (7 - len(cells))]) + " |")
+    notes = (
+        f"{clients:,} clients of {examples} examples; the first round trains all of them, starts the workers "
+        f"and has all examples sent; {machine()}."
+    )
+    return "\n".join([*lines, "", notes])
+
+
 def secure_sums(rows: list[dict[str, Any]]) -> str:
     """Markdown: one line for each party and library, then what it comes to, the parameters and the machine."""
     lines = []

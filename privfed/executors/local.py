@@ -62,6 +62,8 @@ class LocalClientWork(ClientWork):
             that suits the model. It changes nothing but rounding.
         parts: That a float sum is made of; as many as threads when not given. Sums of as many parts have the same
             bits, whatever the number of threads.
+        held: Clients, rising, whose examples alone are in ``features`` and ``labels``, where those of the others
+            are elsewhere: these are trained until ``hold`` brings others. ``offsets`` stay the population's.
 
     Raises:
         ValueError: The arrays do not fit, or the path cannot be gone with this model.
@@ -79,11 +81,12 @@ class LocalClientWork(ClientWork):
         memory_budget_bytes: int = 256 << 20,
         path: str = "auto",
         parts: int | None = None,
+        held: NDArray[np.int64] | None = None,
     ) -> None:
         for name, value in (("threads", threads), ("parts", parts)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        features, labels, self._offsets = check_population(model, features, labels, offsets)
+        features, labels, self._offsets = check_population(model, features, labels, offsets, held)
         check_path(path, model, training, np.diff(self._offsets))
         self._model, self._training, self._path = model, training, path
         self._device = training_device()
@@ -94,6 +97,8 @@ class LocalClientWork(ClientWork):
         # Whole rounds of the threads, so that none of them waits for the others.
         self._chunk = room - room % self._threads or room
         self._data = Data(features, labels, self._offsets, self._device)
+        if held is not None:
+            self._data.hold(held, features, labels)
         # For every thread a graph of its own, traced when first used.
         self._updates: list[_Updates] = [
             _Updates(model, training, self._data, self._device) for _ in range(self._threads)
@@ -101,6 +106,13 @@ class LocalClientWork(ClientWork):
         self._sums: dict[bool, list[SumPath]] = {}
         self._building = threading.Lock()
         self._conditions = Conditions()
+
+    def hold(self, clients: NDArray[np.int64], features: NDArray[Any], labels: NDArray[np.int32]) -> None:
+        """Exchange the examples for those of ``clients``, who rise, in arrays of the same shapes and types.
+
+        Their values are not looked at. Nothing may be training meanwhile.
+        """
+        self._data.hold(clients, features, labels)
 
     def under(self, conditions: Conditions) -> LocalClientWork:
         """The same work in a round with these conditions; graphs are shared, so nothing is traced again."""
@@ -304,7 +316,7 @@ class _Updates:
         if self._graph is None:
             self._graph = self._build()
         steps, noise = self._drawn(clients, seed, conditions)
-        arguments: list[Any] = [steps.rows, steps.step_bounds]
+        arguments: list[Any] = [self._data.rows(steps), steps.step_bounds]
         if not self._long:
             arguments.append(steps.client_bounds)
         if noise is not None:

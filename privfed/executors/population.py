@@ -12,9 +12,13 @@ from privfed.models.functional import Model
 
 
 def check_population(
-    model: Model, features: NDArray[Any], labels: NDArray[Any], offsets: NDArray[Any]
+    model: Model,
+    features: NDArray[Any],
+    labels: NDArray[Any],
+    offsets: NDArray[Any],
+    held: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int64]]:
-    """The packed arrays as every executor takes them.
+    """The packed arrays as every executor takes them; with examples of the clients ``held`` alone, where given.
 
     Raises:
         ValueError: Shapes, types, labels or offsets do not fit the model or each other.
@@ -33,9 +37,11 @@ def check_population(
         raise ValueError(
             f"labels must lie in [0, {model.classes}), got values from {labels.min()} to {labels.max()}"
         )
-    bounds = (offsets.ndim == 1 and offsets.size > 0 and offsets[0] >= 0) and offsets[-1] <= len(labels)
-    if not bounds or (np.diff(offsets) < 0).any():
+    bounds = (offsets.ndim == 1 and offsets.size > 0 and offsets[0] >= 0) and (np.diff(offsets) >= 0).all()
+    if not bounds or (held is None and offsets[-1] > len(labels)):
         raise ValueError(f"offsets must rise within [0, {len(labels)}]")
+    if held is not None and (count := (offsets[held + 1] - offsets[held]).sum()) > len(labels):
+        raise ValueError(f"the clients held have {count} examples, got {len(labels)}")
     return features, labels.astype(np.int32, copy=False), offsets
 
 

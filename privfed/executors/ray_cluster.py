@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from privfed.errors import PrivFedError, SettingError
 from privfed.executors import ray_guard
@@ -123,25 +124,40 @@ class Cluster:
             self._owned = False
 
 
+class Job(NamedTuple):
+    """Something for one actor to do.
+
+    Attributes:
+        seat: Whose actor does it best.
+        arguments: ``seat -> arguments`` of whoever does it; asked when it is sent, in the order in which each
+            actor gets its jobs.
+    """
+
+    seat: int
+    arguments: Callable[[int], tuple[Any, ...]]
+
+
 class Crew:
-    """Actors that do jobs; one that dies is replaced, and its job done again by whoever is free.
+    """Actors that do jobs, each in its seat; one that dies is replaced, and its job done again by whoever is free.
 
     Args:
-        start: Makes an actor; called again for each that is lost.
+        start: Makes the actor of a seat; called again for each that is lost.
         size: How many.
     """
 
-    def __init__(self, start: Callable[[], Any], size: int) -> None:
+    def __init__(self, start: Callable[[int], Any], size: int) -> None:
         self._start = start
-        self._free = deque(start() for _ in range(size))
-        self._busy: dict[Any, Any] = {}
-        self._starting = [worker.__ray_ready__.remote() for worker in self._free]
+        self._workers = {seat: start(seat) for seat in range(size)}
+        self._free = list(self._workers)
+        self._busy: dict[Any, int] = {}
+        self._starting = [worker.__ray_ready__.remote() for worker in self._workers.values()]
         self.size, self.lost = size, 0
 
-    def run(self, method: str, jobs: Sequence[tuple[Any, ...]], ahead: int) -> Iterator[Any]:
-        """The results of ``method`` with the arguments of each job, in the order of the jobs.
+    def run(self, method: str, jobs: Sequence[Job], ahead: int | None = None) -> Iterator[Any]:
+        """The results of ``method`` for each job: as they come, or in the order of the jobs.
 
-        No more than ``ahead`` results wait for an earlier one.
+        With ``ahead`` in that order, and no more than so many results wait for an earlier one. Who is free does a
+        job of its own seat, and without one that of another who is not free.
 
         Raises:
             PrivFedError: A job loses worker after worker, no worker starts, or the cluster is gone.
@@ -150,21 +166,21 @@ class Crew:
         from ray import exceptions
 
         dead = (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.WorkerCrashedError)
-        left, under_way = deque(range(len(jobs))), dict[Any, int]()
+        left, under_way = _Left([job.seat for job in jobs], self.size), dict[Any, int]()
         done, losses, wanted = dict[int, Any](), [0] * len(jobs), 0
         try:
             while wanted < len(jobs):
-                while self._free and left and left[0] < wanted + ahead:
-                    worker, job = self._free.popleft(), left.popleft()
-                    future = getattr(worker, method).remote(*jobs[job])
-                    under_way[future], self._busy[future] = job, worker
+                for seat, job in left.take(self._free, len(jobs) if ahead is None else wanted + ahead):
+                    self._free.remove(seat)
+                    future = getattr(self._workers[seat], method).remote(*jobs[job].arguments(seat))
+                    under_way[future], self._busy[future] = job, seat
                 ready = self._first_of(list(under_way))
-                worker, job = self._busy.pop(ready), under_way.pop(ready)
+                seat, job = self._busy.pop(ready), under_way.pop(ready)
                 try:
-                    done[job] = ray.get(ready)
-                    self._free.append(worker)
+                    result = ray.get(ready)
+                    self._free.append(seat)
                 except dead as error:
-                    self._replace(worker)
+                    self._replace(seat)
                     losses[job] += 1
                     if losses[job] == ATTEMPTS:
                         raise PrivFedError(
@@ -172,10 +188,16 @@ class Crew:
                             where='executor = "ray"',
                             remedy="Look for the reason, often memory; a run goes on from its checkpoint",
                         ) from None
-                    left.appendleft(job)
+                    left.put_back(job)
+                    continue
                 except exceptions.RayTaskError as error:
-                    self._free.append(worker)
+                    self._free.append(seat)
                     raise error.cause from error
+                if ahead is None:
+                    wanted += 1
+                    yield result
+                    continue
+                done[job] = result
                 while wanted in done:
                     yield done.pop(wanted)
                     wanted += 1
@@ -200,22 +222,54 @@ class Crew:
                 )
         return there[0]
 
-    def _replace(self, worker: Any) -> None:
+    def _replace(self, seat: int) -> None:
         import ray
 
         self.lost += 1
         with suppress(Exception):  # it is dead, or cannot be reached
-            ray.kill(worker)
-        self._free.append(self._start())
+            ray.kill(self._workers[seat])
+        self._workers[seat] = self._start(seat)
+        self._free.append(seat)
 
     def close(self) -> None:
         """End the actors."""
         import ray
 
-        for worker in [*self._free, *self._busy.values()]:
+        for worker in self._workers.values():
             with suppress(Exception):
                 ray.kill(worker)
+        self._workers.clear()
         self._free.clear()
+
+
+class _Left:
+    """Jobs that nobody does yet, by seat.
+
+    Args:
+        seats: Of each job.
+        size: How many seats there are.
+    """
+
+    def __init__(self, seats: Sequence[int], size: int) -> None:
+        self._seats, self._queues = seats, [deque[int]() for _ in range(size)]
+        for job, seat in enumerate(seats):
+            self._queues[seat].append(job)
+
+    def take(self, free: Sequence[int], limit: int) -> list[tuple[int, int]]:
+        """Seats that are free, each with a job below ``limit`` for it: first its own, then the first of all."""
+        taken = [(seat, self._queues[seat].popleft()) for seat in free if self._first(seat) < limit]
+        for seat in set(free).difference(seat for seat, _ in taken):
+            longest = min(range(len(self._queues)), key=self._first)
+            if self._first(longest) < limit:
+                taken.append((seat, self._queues[longest].popleft()))
+        return taken
+
+    def put_back(self, job: int) -> None:
+        """To be done before the others of its seat."""
+        self._queues[self._seats[job]].appendleft(job)
+
+    def _first(self, seat: int) -> float:
+        return self._queues[seat][0] if self._queues[seat] else math.inf
 
 
 def _first_line(error: BaseException) -> str:

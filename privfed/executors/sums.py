@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from privfed.executors import ghost
 from privfed.executors.compiled import Batches, CallShape, compiled_sum_graph
 from privfed.executors.dense import dense_widths
 from privfed.executors.loop import sum_graph
-from privfed.federated.client_work import LocalTraining, schedule
+from privfed.federated.client_work import LocalTraining, Schedule, schedule
 from privfed.models.functional import Model
 
 PATHS = ("auto", "loop", "xla", "ghost")
@@ -84,20 +85,40 @@ class Data:
     Attributes:
         features: ``[n, *input_shape]``.
         labels: ``[n]``, int32.
-        offsets: ``[clients + 1]``, in memory of NumPy.
+        offsets: Of the population, ``[clients + 1]``, in memory of NumPy.
     """
 
     def __init__(
         self, features: NDArray[Any], labels: NDArray[np.int32], offsets: NDArray[np.int64], device: str
     ) -> None:
-        self._owners = features, labels  # of memory that the tensors may share
-        self._maps = [owner for array in self._owners if (owner := _map_behind(array)) is not None]
-        with tf.device(device):
+        self.offsets, self._device = offsets, device
+        self._set(features, labels)
+        self._firsts: NDArray[np.int64] | None = None
+
+    def hold(self, clients: NDArray[np.int64], features: NDArray[Any], labels: NDArray[np.int32]) -> None:
+        """From now on the arrays are examples of ``clients``, who rise, alone; more rows may lie behind them."""
+        sizes = self.offsets[clients + 1] - self.offsets[clients]
+        self._firsts = self.offsets[clients[sizes > 0]]
+        self._moved = self._firsts - (np.cumsum(sizes) - sizes)[sizes > 0]
+        self._set(features, labels)
+
+    def rows(self, steps: Schedule) -> NDArray[np.int32]:
+        """Where in ``features`` the examples of a schedule lie, ``[examples seen]``."""
+        if self._firsts is None or not len(steps.rows):
+            return steps.rows
+        owner = np.searchsorted(self._firsts, steps.rows, "right") - 1
+        rows: NDArray[np.int32] = (steps.rows - self._moved[owner]).astype(np.int32)
+        return rows
+
+    def _set(self, features: NDArray[Any], labels: NDArray[np.int32]) -> None:
+        owners = features, labels  # of memory that the tensors may share
+        self._maps = [owner for array in owners if (owner := _map_behind(array)) is not None]
+        with tf.device(self._device):
             self.features, self.labels = (
-                _sharing(array) if device.startswith("CPU") and _can_be_shared(array) else tf.constant(array)
-                for array in (features, labels)
+                _sharing(array) if self._device.startswith("CPU") and _can_be_shared(array) else tf.constant(array)
+                for array in owners
             )
-        self.offsets = offsets
+        self._owners = owners
 
     def in_parts(self, pieces: Iterator[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
         """``pieces`` cut into what may be read before ``give_back``, which only mapped data need."""
@@ -159,7 +180,7 @@ class LoopSum:
             data.features,
             data.labels,
             rate,
-            steps.rows,
+            data.rows(steps),
             steps.step_bounds,
             steps.client_bounds,
             clip_norm,
@@ -196,7 +217,8 @@ class CompiledSum:
     ) -> list[NDArray[Any]]:
         """As ``SumPath``."""
         data = self._data
-        steps = Batches.of(schedule(data.offsets, clients, self._training, seed), self._shape)
+        planned = schedule(data.offsets, clients, self._training, seed)
+        steps = Batches.of(replace(planned, rows=data.rows(planned)), self._shape)
         total, *known = self._graph(
             weights,
             data.features,
@@ -250,6 +272,6 @@ class GhostSum:
         sizes = (data.offsets[clients + 1] - data.offsets[clients]).astype(np.int32)
         steps = schedule(data.offsets, clients, self._training, seed)
         got = self._graph(
-            weights, data.features, data.labels, rate, steps.rows, sizes, ghost.places(sizes), clip_norm
+            weights, data.features, data.labels, rate, data.rows(steps), sizes, ghost.places(sizes), clip_norm
         )
         return [value.numpy() for value in got]

@@ -132,10 +132,15 @@ class ClippedSum:
 
 
 class Fold(Protocol):
-    """Takes updates in, in any order, into something smaller than all of them.
+    """Takes updates in, in any order.
 
     It begins empty and can be pickled: where clients train elsewhere, copies take them in there.
     """
+
+    @property
+    def apart(self) -> bool:
+        """Whether it grows with every update, where it else is as large as one."""
+        ...
 
     def take(self, chunk: ClientUpdates) -> None:
         """Take updates in."""

@@ -36,7 +36,7 @@ from privfed.federated.aggregation import (
     RemoteClients,
     RunningSum,
 )
-from privfed.federated.client_half import ClientHalf, Half, Halves, HalvesInRing, halves_of
+from privfed.federated.client_half import ClientHalf, CollectedHalves, Half, Halves, halves_of
 from privfed.federated.client_work import ClientWork, Conditions
 from privfed.federated.cohorts import Cohort
 from privfed.federated.outcome import RoundMetrics, RoundOutcome, RoundState, stage_costs
@@ -169,30 +169,28 @@ class Round:
         nothing = np.zeros(local.inputs.length, np.int64 if local.inputs.integral else np.float64)
         local.vectors = dict.fromkeys(cohort.clients, nothing)
 
-        to_send = ClientHalf(self.mechanism, state.mechanism, slack, terms, self.streams)
+        to_send = ClientHalf(self.mechanism, state.mechanism, slack, terms, self.streams, self.shares)
+        clients, seed = _arriving(cohort), self.streams.key(Purpose.SHUFFLE, terms.round)
+        encoded = None if local.running is None else local.running.encoded
+        halves: Halves = {}
 
-        def client_half(client: int, delta: Vector) -> Half | None:
-            if self.scaffold is not None and variates is not None:
-                delta = variates.sent(delta, int(self.scaffold.steps[client]), self._scaffold_rate(terms.round))
+        def with_change(client: int, delta: Vector) -> Half | None:
+            assert self.scaffold is not None
+            assert variates is not None
+            delta = variates.sent(delta, int(self.scaffold.steps[client]), self._scaffold_rate(terms.round))
             sent = to_send(client, delta)
             if sent is None:
                 return None
-            vector = sent.vector if self.shares is None else self._weigh(client, sent.vector)
-            change = None if variates is None else vector[len(weights) :].astype(np.float64)
-            if local.running is None:
-                return Half(sent.norm_before, sent.was_clipped, vector, change)
-            local.running.encoded.add(client, vector)
+            change = sent.vector[len(weights) :].astype(np.float64)
+            if encoded is None:
+                return Half(sent.norm_before, sent.was_clipped, sent.vector, change)
+            encoded.add(client, sent.vector)
             return Half(sent.norm_before, sent.was_clipped, None, change)
 
-        halves: Halves = {}
-        clients, seed = _arriving(cohort), self.streams.key(Purpose.SHUFFLE, terms.round)
-        if local.running is None:
-            for chunk in work(weights, clients, seed):
-                halves.update(halves_of(chunk, client_half))
-        elif self.shares is None and variates is None:
-            work.fold(weights, clients, seed, HalvesInRing(to_send, local.running.encoded, halves))
+        if variates is None:
+            work.fold(weights, clients, seed, CollectedHalves(to_send, encoded, halves))
         else:
-            work.each(weights, clients, seed, lambda chunk: halves.update(halves_of(chunk, client_half)))
+            work.each(weights, clients, seed, lambda chunk: halves.update(halves_of(chunk, with_change)))
         for client in clients:  # in one order, whoever was ready first
             half, *counts = halves[client]
             local.count(*counts)
@@ -277,11 +275,6 @@ class Round:
             hashlib.sha256(weights.tobytes()).digest(),
             self.mechanism.moving_clip(state),
         )
-
-    def _weigh(self, client: int, vector: NDArray[np.float32]) -> Real:
-        assert self.shares is not None
-        share = float(self.shares[client])
-        return np.append(share * vector.astype(np.float64), share)
 
     def _sum(self, weights: Vector, local: _Local, cohort: Cohort) -> tuple[Aggregate | None, str | None]:
         dropouts: dict[int, Stage | None] = {**cohort.dropouts, **dict.fromkeys(local.non_finite)}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from privfed.federated.aggregation import Aggregation, PlainAggregation, RingAggregation
+from privfed.federated.client_half import ClientHalf, CollectedHalves
 from privfed.federated.client_work import ClientUpdates, ClientWork, Fold, clip_and_sum
 from privfed.federated.cohorts import Cohort
 from privfed.federated.outcome import RoundOutcome
@@ -25,6 +26,7 @@ from privfed.privacy.mechanisms import (
     LocalGaussian,
     Mechanism,
     NoMechanism,
+    Terms,
 )
 from privfed.privacy.randomness import SeededSource
 from privfed.secagg import FixedPointCodec, HomomorphicSum, ProtocolSum, RingSum, SecureSum, Stage
@@ -313,8 +315,48 @@ def test_a_ring_sum_that_is_added_up_where_clients_train_has_the_same_bits(
     np.testing.assert_array_equal(there.weights, recorded.weights)
     for one in (here, there):
         assert {**vars(one.metrics), "seconds": 0} == {**vars(recorded.metrics), "seconds": 0}
-    with pytest.raises(AssertionError, match="single updates"):  # which the transcript needs
-        run("ring", deltas=deltas, mechanism=mechanism, cohort=cohort, bits=bits, work=work)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shares", [None, np.linspace(0.1, 1, len(CLIENTS))])
+def test_vectors_that_are_made_where_clients_train_are_those_made_here(
+    mode: str, shares: np.ndarray | None
+) -> None:
+    """The client half, its noise and its weight, in rounds that are recorded and so keep every vector."""
+    deltas = DELTAS.copy()
+    deltas[4, 7] = np.nan
+    mechanism = LocalGaussian(CLIP, 0.5) if mode == "off" else CentralGaussian(CLIP, 0.5)
+    cohort = Cohort(CLIENTS, {0: None, 6: Stage.MASKED_INPUT})
+    here, there = (
+        run(mode, deltas=deltas, mechanism=mechanism, cohort=cohort, shares=shares, work=place)
+        for place in (FixedWork(deltas), Elsewhere(deltas))
+    )
+    np.testing.assert_array_equal(there.weights, here.weights)
+    moving = {"seconds": 0, **({"upload_bytes": 0} if mode == "bfv" else {})}  # ciphertexts are random, and packed
+    assert {**vars(there.metrics), **moving} == {**vars(here.metrics), **moving}
+    assert here.record is not None
+    assert there.record is not None
+    assert len(here.record.updates) == here.metrics.survivors == 6
+    assert there.record.shares == here.record.shares
+    for client, update in here.record.updates.items():
+        np.testing.assert_array_equal(there.record.updates[client], update)
+
+
+def test_a_fold_keeps_no_vector_of_memory_that_is_not_its_own() -> None:
+    """What comes from elsewhere may lie in an object store, which it would fill."""
+    half = ClientHalf(
+        NoMechanism(CLIP), NoMechanism(CLIP).initialize(D), 0.0, Terms(1, 8), Streams(7, secure=False)
+    )
+    there, here = CollectedHalves(half, None), CollectedHalves(half, None)
+    assert there.apart
+    FixedWork(DELTAS).each(WEIGHTS, CLIENTS, (1,), there.take)
+    here.merge(there.taken())
+    for client in CLIENTS:
+        kept, came = here.halves[client][0], there.halves[client][0]
+        assert kept is not None
+        assert came is not None
+        np.testing.assert_array_equal(kept.vector, came.vector)
+        assert not np.shares_memory(kept.vector, came.vector)
 
 
 def test_a_place_where_nobody_trains_or_nobody_is_finite_adds_nothing() -> None:
