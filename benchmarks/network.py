@@ -170,7 +170,7 @@ def client_process(load: Load, address: str, folder: str, mine: list[int], offer
             except DeclinedError as error:
                 with lock:
                     counts["declined"] += 1
-                link.refuse(participant.position[0], str(error))
+                link.refuse(participant.position[0], error)
                 continue
             if answer is None:
                 continue

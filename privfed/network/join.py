@@ -22,7 +22,7 @@ from privfed.experiment import Experiment, compose, load_population_of
 from privfed.federated.training import digest
 from privfed.network import frames
 from privfed.network.certificates import Authority, Certificate, from_pem
-from privfed.network.errors import DeclinedError, FrameError, NotAdmittedError
+from privfed.network.errors import DeclinedError, FrameError, NotAdmittedError, declined
 from privfed.network.frames import Invitation, Nothing, Offer
 from privfed.network.half import ClientHalf
 from privfed.network.limits import Limits
@@ -94,7 +94,7 @@ def run_client(joining: Joining, console: Console) -> dict[str, Any]:
             memory.accept(offer.run, accepted_digest, epsilon, *_participation(experiment))
             memory.note_revocations(offer.run, revocations.number)
         except (DeclinedError, NotAdmittedError, FrameError) as error:
-            link.refuse(None, str(error)[:400])
+            link.refuse(None, declined(error))
             raise PrivFedError(f"this client does not accept the plan: {error}", where=joining.address) from None
         work = stack.enter_context(experiment.client_work())
         plan = experiment.privacy_plan
@@ -154,7 +154,7 @@ def _take_part(
         except (DeclinedError, FrameError) as error:
             counts["declined"] += 1
             console.say(f"declined: {error}")
-            link.refuse(participant.position[0], str(error)[:400])
+            link.refuse(participant.position[0], declined(error))
             continue
         if answer is not None:
             verdict = link.send(answer)
@@ -175,11 +175,11 @@ def _return_to(
     try:
         memory.check(frame.run, frames.digest(frame))
         if frame.run != run:
-            raise DeclinedError("the server has another run than the one that was joined")
+            raise DeclinedError("plan changed", "the server has another run than the one that was joined")
         participant.revocations = authority.revocations(bytes(body))
         memory.note_revocations(run, participant.revocations.number)
     except (DeclinedError, NotAdmittedError) as error:
-        link.refuse(None, str(error)[:400])
+        link.refuse(None, declined(error))
         raise PrivFedError(f"this client does not go on: {error}") from None
 
 
@@ -199,20 +199,23 @@ def _plan(offer: Offer, own: Certificate, joining: Joining, memory: ClientMemory
     settings = accepted(offer.settings)
     joining.limits.check_settings(settings, offer.initial_sha256)
     if not own.client < offer.clients <= MOST_CLIENTS:
-        raise DeclinedError(f"the population has {offer.clients} clients, this one has number {own.client}")
+        raise DeclinedError(
+            "plan", f"the population has {offer.clients} clients, this one has number {own.client}"
+        )
     population = own_population(joining.data.replace("{client}", str(own.client)), own.client, offer.clients)
     console.say(f"client {own.client}: {len(population.labels)} examples for {settings.name}")
     try:
         experiment = compose(settings, population)
     except (PrivFedError, PrivacyError) as error:
-        raise DeclinedError(f"the plan does not fit this client's data: {error}") from None
+        raise DeclinedError("data", f"the plan does not fit this client's data: {error}") from None
     if (list(experiment.population.input_shape), population.classes) != (offer.input_shape, offer.classes):
         raise DeclinedError(
+            "data",
             f"examples are {list(experiment.population.input_shape)} of {population.classes} classes here, "
-            f"{offer.input_shape} of {offer.classes} in the plan"
+            f"{offer.input_shape} of {offer.classes} in the plan",
         )
     if digest(experiment.initial_weights) != offer.initial_sha256:
-        raise DeclinedError("the plan's settings do not give the initial weights that it names")
+        raise DeclinedError("plan", "the plan's settings do not give the initial weights that it names")
     return experiment
 
 

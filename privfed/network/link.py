@@ -11,7 +11,7 @@ import grpc
 
 from privfed.errors import PrivFedError
 from privfed.network import frames
-from privfed.network.errors import FrameError
+from privfed.network.errors import DeclinedError, FrameError
 from privfed.network.exchange import HOLD_SECONDS
 from privfed.network.frames import CHUNK_BYTES, CheckIn, Poll, Refusal, Verdict
 from privfed.network.service import SERVICE, pieces
@@ -72,9 +72,9 @@ class Link:
         """Send an answer; what became of it, in words."""
         return self._verdict(lambda: self._send(pieces(frame), timeout=CALL_SECONDS))
 
-    def refuse(self, round_number: int | None, reason: str) -> str:
+    def refuse(self, round_number: int | None, error: DeclinedError) -> str:
         """Tell the server that this client does not go along, and why."""
-        frame = frames.encode(Refusal(round=round_number, reason=reason[:400]))
+        frame = frames.encode(Refusal(round=round_number, cause=error.cause, reason=str(error)[:400]))
         return self._verdict(lambda: self._refuse(frame, timeout=CALL_SECONDS))
 
     def _verdict(self, call: Callable[[], bytes]) -> str:

@@ -73,7 +73,7 @@ class FakeHalf:
 
     def check_clip(self, number: int, clip_norm: float | None) -> None:
         if clip_norm is not None:  # as ``ClientHalf`` does where the plan has one that stays
-            raise DeclinedError("the round names a clip norm")
+            raise DeclinedError("clip norm", "the round names a clip norm")
 
     def __call__(
         self, number: int, weights: NDArray[np.float32], cohort: int, clip_norm: float | None = None
@@ -142,7 +142,7 @@ class Party(threading.Thread):
                 answer = self.participant.receive(data)
             except DeclinedError as error:
                 self.declined.append(str(error))
-                self.link.refuse(self.participant.position[0], str(error))
+                self.link.refuse(self.participant.position[0], error)
                 continue
             if answer is not None and self._answer is not None:
                 answer = self._answer(self.link, self.participant.position[1], answer)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privfed.network import frames
-from privfed.network.errors import FrameError
+from privfed.network.errors import CAUSES, FrameError
 from privfed.network.frames import (
     CheckIn,
     Closed,
@@ -28,7 +28,12 @@ FRAMES: st.SearchStrategy[Frame] = st.one_of(
     st.builds(Nothing, state=st.sampled_from(["wait", "finished", "draining", "check in"])),
     st.builds(Relay, round=NUMBERS, step=NUMBERS),
     st.builds(Closed, round=NUMBERS, aborted=st.booleans()),
-    st.builds(Refusal, round=st.none() | NUMBERS, reason=st.text(min_size=1, max_size=400)),
+    st.builds(
+        Refusal,
+        round=st.none() | NUMBERS,
+        cause=st.sampled_from(sorted(CAUSES)) | st.from_regex("^[a-z][a-z -]{0,39}$", fullmatch=True),
+        reason=st.text(min_size=1, max_size=400),
+    ),
     st.builds(Verdict, verdict=st.sampled_from(["taken", "late", "repeated"])),
     st.builds(
         Invitation,

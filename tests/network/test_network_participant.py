@@ -128,9 +128,10 @@ def table(make_table: MakeTable) -> Table:
     return make_table()
 
 
-def declines(participant: Participant, data: bytes, words: str) -> None:
-    with pytest.raises(DeclinedError, match=words):
+def declines(participant: Participant, data: bytes, cause: str, words: str) -> None:
+    with pytest.raises(DeclinedError, match=words) as declined:
         participant.receive(data)
+    assert declined.value.cause == cause
 
 
 def says_nothing_more(table: Table, client: int, params: SecAggParams, outgoing: Any) -> None:
@@ -160,7 +161,9 @@ def test_a_server_that_sends_two_models_is_refused(table: Table) -> None:
         server.receive(message)  # type: ignore[arg-type]
     rosters = server.close_stage()
     for client in COHORT:
-        declines(table.participants[client], relayed(params, 1, rosters[client]), "different models")
+        declines(
+            table.participants[client], relayed(params, 1, rosters[client]), "models differ", "different models"
+        )
 
 
 def test_a_server_that_asks_for_both_shares_is_refused(table: Table) -> None:
@@ -171,7 +174,7 @@ def test_a_server_that_asks_for_both_shares_is_refused(table: Table) -> None:
     participant = table.participants[asked]
     assert participant.receive(relayed(params, 4, requests[asked])) is not None  # the seeds of all survivors
     without = SurvivorList(tuple(c for c in COHORT if c != victim))
-    declines(participant, relayed(params, 3, without), "not taken in state DONE")
+    declines(participant, relayed(params, 3, without), "masking", "not taken in state DONE")
 
 
 @pytest.mark.parametrize("lie", ["calls the client itself dropped", "drops below the threshold"])
@@ -181,7 +184,10 @@ def test_a_server_that_lies_about_survivors_is_refused(table: Table, lie: str) -
     assert lists[0].survivors == tuple(COHORT)
     told = (1, 2, 3, 4) if lie == "calls the client itself dropped" else (0, 1)
     declines(
-        table.participants[0], relayed(params, 3, SurvivorList(told)), "calls client 0 dropped|below the thresh"
+        table.participants[0],
+        relayed(params, 3, SurvivorList(told)),
+        "survivors differ",
+        "calls client 0 dropped|below the thresh",
     )
     says_nothing_more(table, 0, params, [(3, lists[0])])
 
@@ -198,19 +204,22 @@ def test_a_server_that_shows_two_survivor_lists_is_refused(table: Table) -> None
         signed[client] = decode(bytes(frames.decode(answer, Relay)[1]), peer=client).signature  # type: ignore[union-attr]
     request = UnmaskRequest(0, {c: s for c, s in signed.items() if c != 0}, dict.fromkeys((1, 2, 3, 4), b"t" * 32))
     declines(
-        table.participants[0], relayed(params, 4, request), "did not sign the roster, model and survivor list"
+        table.participants[0],
+        relayed(params, 4, request),
+        "survivors differ",
+        "did not sign the roster, model and survivor list",
     )
 
 
 def test_a_cohort_below_the_clients_minimum_is_refused(make_table: MakeTable) -> None:
     table = make_table(Limits(min_cohort=6))
-    declines(table.participants[0], table.invitation(table.params()), "below --min-cohort 6")
+    declines(table.participants[0], table.invitation(table.params()), "min-cohort", "below --min-cohort 6")
     assert table.participants[0].receive(table.invitation(table.params(range(6)))) is not None
 
 
 def test_a_threshold_below_the_clients_minimum_is_refused(make_table: MakeTable) -> None:
     table = make_table(Limits(min_threshold=4))
-    declines(table.participants[0], table.invitation(table.params()), "below --min-threshold 4")
+    declines(table.participants[0], table.invitation(table.params()), "min-threshold", "below --min-threshold 4")
 
 
 def test_a_cohort_of_sybils_is_refused(table: Table, tmp_path: Path) -> None:
@@ -221,68 +230,82 @@ def test_a_cohort_of_sybils_is_refused(table: Table, tmp_path: Path) -> None:
         identity = pki.read_identity(tmp_path / "mine" / f"client-{client}.pem")
         mine = Authority(identity.authority).client(from_pem(identity.certificate))
         table.certificates[client] = mine
-    declines(table.participants[0], table.invitation(table.params()), "another authority")
+    declines(table.participants[0], table.invitation(table.params()), "foreign member", "another authority")
 
 
 def test_one_certificate_does_not_stand_for_two_clients(table: Table) -> None:
     table.certificates[3] = table.certificates[2]
-    declines(table.participants[0], table.invitation(table.params()), "client 2 stands for client 3")
+    declines(
+        table.participants[0], table.invitation(table.params()), "foreign member", "client 2 stands for client 3"
+    )
 
 
 def test_a_client_whose_own_key_was_replaced_declines(table: Table, tmp_path: Path) -> None:
     table.certificates[0] = replace(table.certificates[0], der=table.certificates[1].der)
-    declines(table.participants[0], table.invitation(table.params()), "client 1 stands for client 0")
+    declines(
+        table.participants[0], table.invitation(table.params()), "foreign member", "client 1 stands for client 0"
+    )
 
 
 def test_a_revoked_member_is_refused(make_table: MakeTable, authority_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(authority_folder, tmp_path / "ca")
     pki.revoke(tmp_path / "ca", client=2)
     table = make_table(folder=tmp_path / "ca")
-    declines(table.participants[0], table.invitation(table.params()), "client 2 was revoked")
+    declines(table.participants[0], table.invitation(table.params()), "revoked member", "client 2 was revoked")
 
 
-LIES: dict[str, tuple[dict[str, Any], str]] = {
-    "another ring": ({"ring_bits": 16}, "the accepted plan for"),
-    "another length": ({"dimension": DIMENSION + 1}, "the accepted plan for"),
-    "a lower threshold": ({"threshold": 2}, "the accepted plan for"),
-    "a round that the plan has not": ({"round": 51}, "not among the plan's 50"),
-    "round 0": ({"round": 0}, "not among"),
-    "fewer drawn than there are": ({"cohort": 4}, "more clients are there than were drawn"),
-    "no certificates": ({"certificates": []}, "announced length"),
-    "a body that is too short": ({"body": b"short"}, "announced length"),
+LIES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "another ring": ({"ring_bits": 16}, "plan mismatch", "the accepted plan for"),
+    "another length": ({"dimension": DIMENSION + 1}, "plan mismatch", "the accepted plan for"),
+    "a lower threshold": ({"threshold": 2}, "plan mismatch", "the accepted plan for"),
+    "a round that the plan has not": ({"round": 51}, "plan mismatch", "not among the plan's 50"),
+    "round 0": ({"round": 0}, "plan mismatch", "not among"),
+    "fewer drawn than there are": ({"cohort": 4}, "plan mismatch", "more clients are there than were drawn"),
+    "no certificates": ({"certificates": []}, "malformed frame", "announced length"),
+    "a body that is too short": ({"body": b"short"}, "malformed frame", "announced length"),
     "weights that are no numbers": (
         {"body": np.full(DIMENSION, np.nan, "<f4").tobytes(), "certificates": []},
+        "model",
         "not finite",
     ),
-    "a session without masks": ({"session": "", "threshold": 0, "ring_bits": 0}, "below --min-threshold"),
-    "members twice": ({"members": [0, 0, 1, 2, 3]}, "stands for|ascending"),
+    "a session without masks": (
+        {"session": "", "threshold": 0, "ring_bits": 0},
+        "min-threshold",
+        "below --min-threshold",
+    ),
+    "members twice": ({"members": [0, 0, 1, 2, 3]}, "foreign member", "stands for|ascending"),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_an_invitation_that_is_not_the_plans_is_refused(table: Table, lie: str) -> None:
-    changes, words = LIES[lie]
-    declines(table.participants[0], table.invitation(table.params(), **changes), words)
+    changes, cause, words = LIES[lie]
+    declines(table.participants[0], table.invitation(table.params(), **changes), cause, words)
 
 
 def test_a_client_that_would_send_in_the_clear_does_not_where_the_plan_masks(make_table: MakeTable) -> None:
     table = make_table(Limits(allow_unmasked=True))
     plain = {"session": "", "threshold": 0, "ring_bits": 0, "certificates": [], "members": []}
     body = WEIGHTS.astype("<f4").tobytes()
-    declines(table.participants[0], table.invitation(table.params(), body=body, **plain), "the accepted plan for")
+    declines(
+        table.participants[0],
+        table.invitation(table.params(), body=body, **plain),
+        "plan mismatch",
+        "the accepted plan for",
+    )
 
 
 def test_a_first_round_with_other_weights_is_refused(table: Table) -> None:
     crafted = WEIGHTS * np.float32(1000)
     params = table.params(number=1)
-    declines(table.participants[0], table.invitation(params, crafted), "initial weights")
+    declines(table.participants[0], table.invitation(params, crafted), "model", "initial weights")
     assert table.participants[1].receive(table.invitation(params)) is not None
 
 
 def test_a_session_is_not_begun_twice_not_even_by_another_process(table: Table) -> None:
     params = table.params()
     assert table.participants[0].receive(table.invitation(params)) is not None
-    declines(table.participants[0], table.invitation(params), "has begun .* before")
+    declines(table.participants[0], table.invitation(params), "session used", "has begun .* before")
 
 
 def test_no_more_rounds_are_contributed_to_than_the_plan_accounts_for(table: Table) -> None:
@@ -300,7 +323,7 @@ def test_no_more_rounds_are_contributed_to_than_the_plan_accounts_for(table: Tab
         assert answer is not None
         server.receive(decode(bytes(frames.decode(answer, Relay)[1]), peer=client))  # type: ignore[arg-type]
     inboxes = server.close_stage()
-    declines(table.participants[0], relayed(params, 2, inboxes[0]), "all 50 rounds")
+    declines(table.participants[0], relayed(params, 2, inboxes[0]), "rounds used up", "all 50 rounds")
     assert table.participants[1].receive(relayed(params, 2, inboxes[1])) is not None
 
 
@@ -337,22 +360,24 @@ def test_a_plan_within_the_limits_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "limits", "words"),
+    ("settings", "limits", "cause", "words"),
     [
-        (changed("privacy", noise_multiplier=0.99), Limits(min_noise=1.0), "below --min-noise 1"),
-        (changed("privacy", randomness="research"), Limits(), "known seed"),
-        (changed("secure_aggregation", mode="ring"), Limits(), "not masked"),
-        (PLAN, Limits(model_hash="b" * 64), "not that of --model-hash"),
+        (changed("privacy", noise_multiplier=0.99), Limits(min_noise=1.0), "min-noise", "below --min-noise 1"),
+        (changed("privacy", randomness="research"), Limits(), "allow-research", "known seed"),
+        (changed("secure_aggregation", mode="ring"), Limits(), "allow-unmasked", "not masked"),
+        (PLAN, Limits(model_hash="b" * 64), "model-hash", "not that of --model-hash"),
         (
             changed("privacy", clip_norm=0.6),
             Limits(max_clip_norm=0.5),
+            "max-clip-norm",
             r"plan's clip norm, 0\.6, is above --max-clip",
         ),
     ],
 )
-def test_a_plan_below_the_limits_is_refused(settings: Settings, limits: Limits, words: str) -> None:
-    with pytest.raises(DeclinedError, match=words):
+def test_a_plan_below_the_limits_is_refused(settings: Settings, limits: Limits, cause: str, words: str) -> None:
+    with pytest.raises(DeclinedError, match=words) as declined:
         limits.check_settings(settings, "a" * 64)
+    assert declined.value.cause == cause
 
 
 def test_a_plan_without_noise_is_refused_where_noise_is_asked_for() -> None:
@@ -383,15 +408,16 @@ def test_a_server_that_changes_clip_norm_or_noise_of_an_accepted_plan_is_refused
     honest = offer_of(PLAN)
     memory.accept(RUN, frames.digest(honest), 1.0, 20)
     memory.check(RUN, frames.digest(offer_of(accepted(honest.settings))))
-    with pytest.raises(DeclinedError, match="not the one that was accepted"):
+    with pytest.raises(DeclinedError, match="not the one that was accepted") as declined:
         memory.check(RUN, frames.digest(offer_of(changed("privacy", **lie))))
+    assert declined.value.cause == "plan changed"
     assert "noise_multiplier" not in Invitation.model_fields
 
 
 def test_a_server_that_raises_the_clip_norm_in_an_invitation_is_refused(table: Table) -> None:
     """It is named only where the plan lets it move; test_network_stateful.py has how far."""
     params = table.params()
-    declines(table.participants[0], table.invitation(params, clip_norm=50.0), "names a clip norm")
+    declines(table.participants[0], table.invitation(params, clip_norm=50.0), "clip norm", "names a clip norm")
     assert (
         table.participants[0].receive(table.invitation(params)) is not None
     )  # but for that it would have gone along
@@ -419,8 +445,9 @@ def test_the_budget_is_of_all_runs_together() -> None:
     limits, spent = Limits(max_epsilon=3.0), {"server": guarantee(2.0), "release": guarantee(1.0)}
     assert limits.check_epsilon(spent, 0.0) == 2.0
     assert limits.check_epsilon(spent, 1.0) == 2.0
-    with pytest.raises(DeclinedError, match=r"on top of 1\.5"):
+    with pytest.raises(DeclinedError, match=r"on top of 1\.5") as declined:
         limits.check_epsilon(spent, 1.5)
+    assert declined.value.cause == "max-epsilon"
     assert Limits(max_epsilon=3.0, against="release").check_epsilon(spent, 1.5) == 1.0
     with pytest.raises(DeclinedError, match="ε = inf"):
         Limits(max_epsilon=3.0, against="active server").check_epsilon(spent, 0.0)

@@ -158,13 +158,14 @@ def test_a_client_that_declines_is_not_waited_for_and_its_reason_is_on_record(
     assert time.monotonic() - started < 4  # of a deadline of 5 seconds
     assert found.survivors == tuple(range(1, CLIENTS))
     (refused,) = [e for e in events(tmp_path) if e["event"] == "refused"]
-    assert (refused["client"], refused["cause"]) == (0, "declined by client")
+    assert (refused["client"], refused["cause"]) == (0, "declined by client: min-cohort")
+    assert federation.tally.refused == {"declined by client: min-cohort": 1}
     assert "below --min-cohort 100" in refused["reason"]
 
 
 def test_training_that_fails_on_one_client_costs_the_round_nothing(federation: Federation, tmp_path: Path) -> None:
     def fails(number: int) -> None:
-        raise DeclinedError("local training gave an update that is not finite")
+        raise DeclinedError("local training", "local training gave an update that is not finite")
 
     federation.join(0, tmp_path, half=FakeHalf(0, before=fails))
     for client in range(1, CLIENTS):

@@ -227,7 +227,10 @@ def test_a_revoked_identity_ends_in_the_handshake_and_on_an_open_connection_at_i
         for method, request in (
             (check_in, CHECK_IN),
             (channel.unary_stream(f"{SERVICE}Poll"), frames.encode(Poll(round=0, step=0))),
-            (channel.unary_stream(f"{SERVICE}Refuse"), frames.encode(Refusal(round=1, reason="no"))),
+            (
+                channel.unary_stream(f"{SERVICE}Refuse"),
+                frames.encode(Refusal(round=1, cause="other", reason="no")),
+            ),
         ):
             with pytest.raises(grpc.RpcError) as failure:
                 list(method(request, timeout=5))
