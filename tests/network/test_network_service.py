@@ -22,6 +22,7 @@ from loopback import CLIENTS, DIMENSION, ROUNDS, Federation, eventually, inputs_
 
 from privfed.errors import PrivFedError
 from privfed.network import frames, pki
+from privfed.network.errors import CAUSES
 from privfed.network.frames import CHUNK_BYTES, CheckIn, Poll, Refusal, Relay
 from privfed.network.link import Link
 from privfed.network.service import SERVICE, pieces
@@ -428,6 +429,17 @@ def test_who_calls_too_often_is_held_back(federation: Federation, tmp_path: Path
     assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert len(codes) >= 10
     assert federation.tally.refused["rate"] == len(codes)
+
+
+def test_causes_that_a_client_makes_up_are_one_counter(federation: Federation) -> None:
+    object.__setattr__(federation.service._bounds, "burst", 1e9)
+    made_up = [f"cause {first}{second}" for first in "abcdefghij" for second in "abcdefghij"]
+    with grpc.secure_channel(federation.address, client_credentials(federation.identity(0))) as channel:
+        refuse = channel.unary_unary(f"{SERVICE}Refuse")
+        for cause in [*made_up, *sorted(CAUSES)]:
+            refuse(frames.encode(Refusal(round=1, cause=cause, reason="no")), timeout=5)
+    known = dict.fromkeys((f"declined by client: {cause}" for cause in CAUSES), 1)
+    assert federation.tally.refused == {**known, "declined by client: other": 1 + len(made_up)}
 
 
 def test_a_client_learns_nothing_of_others_before_a_round(federation: Federation, tmp_path: Path) -> None:

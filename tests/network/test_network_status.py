@@ -25,6 +25,7 @@ def tally() -> Tally:
     tally.rounds.update(completed=6, aborted=1)
     tally.refuse("revoked")
     tally.refuse("revoked")
+    tally.refuse("declined by client: min-cohort", 3, "4 clients are below --min-cohort 5")
     tally.refuse('a "quoted" <cause>')
     tally.stage("masked_input", 1.5)
     tally.accuracy = 0.875
@@ -60,6 +61,7 @@ def test_metrics_are_in_prometheus_format_and_epsilon_has_its_terms(status: Stat
     lines = text.splitlines()
     assert all(LINE.fullmatch(line) for line in lines if not line.startswith("#"))
     assert 'privfed_refused_total{cause="revoked"} 2' in lines
+    assert 'privfed_refused_total{cause="declined by client: min-cohort"} 1' in lines
     assert 'privfed_refused_total{cause="a \\"quoted\\" <cause>"} 1' in lines
     assert 'privfed_stage_seconds_total{stage="masked_input"} 1.5' in lines
     (spent,) = [line for line in lines if line.startswith("privfed_epsilon_spent{")]
@@ -83,6 +85,7 @@ def test_nothing_else_is_there_and_nobody_else_is_listened_to(status: Status) ->
 def test_the_page_takes_no_name_for_markup(tally: Tally) -> None:
     text = page(tally, "<script>alert(1)</script>")
     assert "<script>" not in text
+    assert "<td>declined by client: min-cohort</td><td>1</td>" in text
     assert "&lt;cause&gt;" in text
     assert metrics(tally)
 
