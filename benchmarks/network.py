@@ -9,9 +9,13 @@ network. ``protocol`` masks it, in cohorts: masks among n clients cost n² key e
 
 The echo is a bare ``grpc.aio`` server with the same TLS, pieces and client calls, on as many connections, in the
 same run: it takes a vector and answers with as many bytes as a model has, so that each direction carries what a
-round does; its clients stall and reconnect as often. Compared is the processor time of the server by what its
-clients sent and got, and the time on the clock; the latter says something with ``--trouble 0`` only: otherwise
-rounds wait for those who stall.
+round does. Compared is the processor time of the server by what its clients sent and got, and the time on the
+clock.
+
+With ``--trouble 0`` the echo runs free: each client sends again as soon as it is answered, and waits for nobody.
+With trouble its clients stall and reconnect as often, and it goes by rounds as well, since otherwise only ours
+would wait for who stalls: it answers when all have sent or the deadline has passed; who comes late is answered at
+once with the round under way, and sends for that one.
 """
 
 from __future__ import annotations
@@ -202,8 +206,7 @@ def client_process(load: Load, address: str, folder: str, mine: list[int], offer
 
 
 def echo_process(load: Load, address: str, folder: str, mine: list[int], barrier: Any, ready: Any) -> None:
-    """As many bare connections, a thread each, that exchange a vector for a model ``rounds`` times."""
-    payload = bytes(8 * load.dimension)
+    """As many bare connections, a thread each, that exchange a vector for a model, round by round."""
     counts = {"stalled": 0, "reconnected": 0, "bytes": 0}
     lock = threading.Lock()
 
@@ -223,17 +226,20 @@ def echo_process(load: Load, address: str, folder: str, mine: list[int], barrier
                 barrier.wait()
                 begin.set()
         begin.wait()
-        for _ in range(load.rounds):
+        number = 1
+        while number <= load.rounds:
             trouble = load.trouble_of(draw)
             if trouble == "stalled":
                 time.sleep(load.stage_seconds * 1.2)
             if trouble == "reconnected":
                 channel.close()
                 channel = connect()
-            got = sum(len(piece) for piece in channel.stream_stream("/bare.Echo/Echo")(pieces(payload)))
-            assert got == 4 * load.dimension
+            sent = numbered(number, 8 * load.dimension)
+            got = b"".join(channel.stream_stream("/bare.Echo/Echo")(pieces(sent)))
+            assert len(got) == 4 * load.dimension
+            number = number_of(got)
             with lock:
-                counts["bytes"] += len(payload) + got
+                counts["bytes"] += len(sent) + len(got)
                 if trouble is not None:
                     counts[trouble] += 1
         channel.close()
@@ -244,9 +250,23 @@ def echo_process(load: Load, address: str, folder: str, mine: list[int], barrier
     ready.put(counts)
 
 
+def numbered(number: int, size: int) -> bytes:
+    """``size`` bytes that begin with the number of a round."""
+    return number.to_bytes(8, "little") + bytes(size - 8)
+
+
+def number_of(data: bytes | bytearray) -> int:
+    return int.from_bytes(data[:8], "little")
+
+
 class _Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Takes a vector and answers with the number of the next round and as many bytes as a model has."""
+
     def __init__(self, load: Load) -> None:
-        self._answer = bytes(4 * load.dimension)
+        self._load, self._number, self._arrived = load, 1, 0
+        self._over = asyncio.Event()
+        self._deadline: asyncio.TimerHandle | None = None
+        self.ended = 0.0, 0.0
 
     def service(self, details: Any) -> Any:
         return grpc.stream_stream_rpc_method_handler(self.echo)
@@ -255,8 +275,36 @@ class _Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
         found = bytearray()
         async for piece in request:
             found += piece
-        for piece in pieces(self._answer):
+        following = number_of(found) + 1
+        if self._load.trouble:
+            await self._end_of(number_of(found))
+            following = self._number
+        for piece in pieces(numbered(following, 4 * self._load.dimension)):
             yield piece
+
+    async def _end_of(self, number: int) -> None:
+        if number < self._number:
+            return  # it is late
+        self._arrived += 1
+        over = self._over
+        if self._arrived == self._load.clients:
+            self._next_round()
+        await over.wait()
+
+    def set_deadline(self) -> None:
+        """Of the round under way, from now on."""
+        self._deadline = asyncio.get_running_loop().call_later(self._load.stage_seconds, self._next_round)
+
+    def _next_round(self) -> None:
+        """Everybody has sent, or the deadline has passed."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._number, self._arrived = self._number + 1, 0
+        self._over.set()
+        self._over = asyncio.Event()
+        self.ended = time.perf_counter(), time.process_time()
+        if self._number <= self._load.rounds:
+            self.set_deadline()
 
 
 def spread(load: Load) -> list[list[int]]:
@@ -279,20 +327,23 @@ def measure_echo(load: Load, folder: Path) -> dict[str, float]:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
 
-    async def open_server() -> tuple[Any, int]:
+    async def open_server() -> tuple[Any, int, _Echo]:
+        echo = _Echo(load)
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", 2 * CHUNK_BYTES)])
-        server.add_generic_rpc_handlers((_Echo(load),))
+        server.add_generic_rpc_handlers((echo,))
         port = server.add_secure_port("127.0.0.1:0", server_credentials(identity))
         await server.start()
-        return server, port
+        return server, port, echo
 
-    server, port = asyncio.run_coroutine_threadsafe(open_server(), loop).result()
+    server, port, echo = asyncio.run_coroutine_threadsafe(open_server(), loop).result()
     barrier = multiprocessing.get_context("spawn").Barrier(load.processes + 1)
     processes, ready = start(echo_process, load, f"127.0.0.1:{port}", str(folder), barrier)
     barrier.wait()
+    loop.call_soon_threadsafe(echo.set_deadline)
     began, cpu = time.perf_counter(), time.process_time()
     counts = [ready.get() for _ in processes]
-    found = {"cpu": time.process_time() - cpu, "clock": time.perf_counter() - began}
+    ended, ended_cpu = echo.ended if load.trouble else (time.perf_counter(), time.process_time())
+    found = {"cpu": ended_cpu - cpu, "clock": ended - began}
     found["bytes"] = float(sum(count["bytes"] for count in counts))
     asyncio.run_coroutine_threadsafe(server.stop(0), loop).result()
     for process in processes:
