@@ -240,7 +240,7 @@ def plain_vector(body: memoryview, dimension: int, check: Callable[[float], bool
     if len(body) != 8 * dimension:
         raise FrameError(f"is no vector of {dimension} numbers")
     vector = np.frombuffer(body, "<f8")
-    norm = math.sqrt(float(np.square(vector).sum()))
+    norm = math.sqrt(float(np.einsum("i,i->", vector, vector)))  # makes no copy, and no threads as BLAS does
     if not math.isfinite(norm) or not check(norm):
         raise FrameError("is a vector that is not finite, or longer than the clip norm")
     return vector
