@@ -52,6 +52,7 @@ from privfed.network.errors import DeclinedError
 from privfed.network.exchange import Exchange
 from privfed.network.frames import CHUNK_BYTES, Nothing, Offer
 from privfed.network.half import Expected
+from privfed.network.identity_file import read_identity, read_revocations
 from privfed.network.limits import Limits
 from privfed.network.link import Link
 from privfed.network.memory import ClientMemory
@@ -107,7 +108,7 @@ class FixedHalf:
     """Sends one vector again and again."""
 
     def __init__(self, load: Load, client: int) -> None:
-        self.client, self.rounds, self._load = client, load.rounds, load
+        self.client, self.rounds, self.clients, self._load = client, load.rounds, load.clients, load
         self.initial: NDArray[np.float32] = np.zeros(load.dimension, np.float32)
         vector = np.random.default_rng(client).normal(size=load.dimension)
         self._vector = 0.5 * BOUND * vector / np.linalg.norm(vector)
@@ -140,12 +141,12 @@ def client_process(load: Load, address: str, folder: str, mine: list[int], offer
     lock = threading.Lock()
 
     def one(client: int) -> None:
-        identity = pki.read_identity(Path(folder) / "ca" / f"client-{client}.pem")
+        identity = read_identity(Path(folder) / "ca" / f"client-{client}.pem")
         authority = Authority(identity.authority)
         memory = ClientMemory(Path(folder) / f"memory-{client}")
         memory.accept(RUN, offer, 1.0, load.rounds)
         assert identity.signing_key is not None
-        revocations = pki.read_revocations(Path(folder) / "ca" / "revoked.pem", authority)
+        revocations = read_revocations(Path(folder) / "ca" / "revoked.pem", authority)
         limits = Limits(allow_unmasked=load.mode == "off")
         signing = Identity.from_private_bytes(identity.signing_key)
         participant = Participant(FixedHalf(load, client), signing, authority, limits, memory, RUN, revocations)
@@ -211,7 +212,7 @@ def echo_process(load: Load, address: str, folder: str, mine: list[int], barrier
     lock = threading.Lock()
 
     def one(client: int) -> None:
-        credentials = client_credentials(pki.read_identity(Path(folder) / "ca" / f"client-{client}.pem"))
+        credentials = client_credentials(read_identity(Path(folder) / "ca" / f"client-{client}.pem"))
         draw = random.Random(client)  # noqa: S311 - of a load
 
         def connect() -> Any:
@@ -323,7 +324,7 @@ def start(target: Callable[..., None], load: Load, *arguments: Any) -> tuple[lis
 
 def measure_echo(load: Load, folder: Path) -> dict[str, float]:
     """Server's processor seconds, seconds on the clock and bytes of the echo."""
-    identity = pki.read_identity(folder / "ca" / "server-127.0.0.1.pem")
+    identity = read_identity(folder / "ca" / "server-127.0.0.1.pem")
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
 
@@ -353,7 +354,7 @@ def measure_echo(load: Load, folder: Path) -> dict[str, float]:
 
 def measure_rounds(load: Load, folder: Path) -> dict[str, Any]:
     """The same of rounds, what became of them, and the memory of the server."""
-    identity = pki.read_identity(folder / "ca" / "server-127.0.0.1.pem")
+    identity = read_identity(folder / "ca" / "server-127.0.0.1.pem")
     authority = Authority(identity.authority)
     revocations = Revocations(folder / "ca" / "revoked.pem", authority)
     offer = Offer(run=RUN, settings={}, clients=load.clients, input_shape=[1], classes=2, initial_sha256="0" * 64)

@@ -134,8 +134,9 @@ class Exchange:
         self._tally.refuse(f"declined by client: {cause if cause in CAUSES else 'other'}", client, reason)
         if round_number is None:
             self._seats.pop(client, None)
-        self._gone.add(client)
-        self._changed.set()
+        if round_number in (None, self._round):  # of another round it comes late
+            self._gone.add(client)
+            self._changed.set()
 
     # What the round calls.
 

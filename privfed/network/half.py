@@ -45,6 +45,7 @@ class ClientHalf:
         round: The parts of a round, as this client made them from the plan it accepted.
         initial: Weights before round 1, ``[d]``.
         rounds: Of the plan.
+        clients: In the population.
         largest_cohort: Clients in a round, at most.
     """
 
@@ -52,6 +53,7 @@ class ClientHalf:
     round: Round
     initial: Vector
     rounds: int
+    clients: int
     largest_cohort: int = 1
 
     def expected(self, cohort: int) -> Expected:

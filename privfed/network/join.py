@@ -21,15 +21,16 @@ from privfed.errors import DataError, PrivFedError
 from privfed.experiment import Experiment, compose, load_population_of
 from privfed.federated.training import digest
 from privfed.network import frames
+from privfed.network.attendance import DRAINING_SECONDS, Attendance
 from privfed.network.certificates import Authority, Certificate, from_pem
 from privfed.network.errors import DeclinedError, FrameError, NotAdmittedError, declined
-from privfed.network.frames import Invitation, Nothing, Offer
+from privfed.network.frames import Nothing, Offer
 from privfed.network.half import ClientHalf
+from privfed.network.identity_file import IdentityFile, read_identity
 from privfed.network.limits import Limits
 from privfed.network.link import Link
 from privfed.network.memory import ClientMemory
 from privfed.network.participant import Participant
-from privfed.network.pki import IdentityFile, read_identity
 from privfed.network.plan import accepted
 from privfed.network.tls import client_credentials
 from privfed.privacy.accounting import Guarantee, by_observer, times
@@ -40,9 +41,6 @@ from privfed.settings_file import load_settings
 
 MOST_CLIENTS = 1_000_000
 """In a population that a client takes for real."""
-
-DRAINING_SECONDS = 2.0
-"""Before a client looks whether a server that went away is back."""
 
 MOST_BYTES = 1 << 30
 """Of a frame of the server."""
@@ -103,10 +101,12 @@ def run_client(joining: Joining, console: Console) -> dict[str, Any]:
             experiment.round(work),
             experiment.initial_weights,
             experiment.rounds,
+            offer.clients,
             1 if plan is None else plan.largest_cohort,
         )
         participant = Participant(half, signing, authority, joining.limits, memory, offer.run, revocations)
-        return _take_part(link, participant, accepted_digest, authority, memory, offer.run, console)
+        attendance = Attendance(link, participant, authority, memory, offer.run, accepted_digest, console.say)
+        return attendance.take_part()
 
 
 def _offered(link: Link) -> tuple[Offer, memoryview]:
@@ -124,63 +124,6 @@ def _offered(link: Link) -> tuple[Offer, memoryview]:
         if frame.state == "finished":
             raise PrivFedError("the training that is served there is over")
         time.sleep(DRAINING_SECONDS)
-
-
-def _take_part(
-    link: Link,
-    participant: Participant,
-    offer: str,
-    authority: Authority,
-    memory: ClientMemory,
-    run: str,
-    console: Console,
-) -> dict[str, Any]:
-    counts = {"rounds": 0, "sent": 0, "late": 0, "declined": 0}
-    link.check_in(offer)
-    while True:
-        data = link.poll(participant.position)
-        try:
-            frame, _ = frames.decode(data, frames.Frame)
-            if isinstance(frame, Nothing):
-                if frame.state == "finished":
-                    return {**counts, "status": "finished"}
-                if frame.state == "draining":
-                    time.sleep(DRAINING_SECONDS)
-                if frame.state != "wait":
-                    _return_to(link, participant, offer, authority, memory, run)
-                continue
-            counts["rounds"] += isinstance(frame, Invitation)
-            answer = participant.receive(data)
-        except (DeclinedError, FrameError) as error:
-            counts["declined"] += 1
-            console.say(f"declined: {error}")
-            link.refuse(participant.position[0], declined(error))
-            continue
-        if answer is not None:
-            verdict = link.send(answer)
-            counts["sent"] += verdict == "taken"
-            counts["late"] += verdict == "late"
-            if verdict not in ("taken", "repeated"):
-                console.say(f"round {participant.position[0]}: an answer was {verdict}")
-
-
-def _return_to(
-    link: Link, participant: Participant, offer: str, authority: Authority, memory: ClientMemory, run: str
-) -> None:
-    """Check in again, perhaps with a server that was started anew and counts its rounds from a checkpoint."""
-    frame, body = frames.decode(link.check_in(offer), frames.Frame)
-    participant.start_over()
-    if not isinstance(frame, Offer):
-        return  # it is known there, or the server goes away, as the next poll will say
-    try:
-        memory.check(frame.run, frames.digest(frame))
-        if frame.run != run:
-            raise DeclinedError("plan changed", "the server has another run than the one that was joined")
-        participant.revocations = authority.revocations(bytes(body))
-        memory.note_revocations(run, participant.revocations.number)
-    except (DeclinedError, NotAdmittedError) as error:
-        link.refuse(None, declined(error))
-        raise PrivFedError(f"this client does not go on: {error}") from None
 
 
 def _who(identity: IdentityFile, path: Path) -> tuple[Authority, Certificate, Identity]:

@@ -55,6 +55,11 @@ class Half(Protocol):
         """Of the plan."""
         ...
 
+    @property
+    def clients(self) -> int:
+        """In the population."""
+        ...
+
     def expected(self, cohort: int) -> Expected:
         """What a round must ask for."""
         ...
@@ -149,6 +154,10 @@ class Participant:
             raise DeclinedError("plan mismatch", f"round {number} is not among the plan's {half.rounds}")
         if not len(invitation.members) <= invitation.cohort:
             raise DeclinedError("plan mismatch", "more clients are there than were drawn")
+        if not 1 <= invitation.cohort <= half.clients:
+            raise DeclinedError(
+                "plan mismatch", f"{invitation.cohort} clients were drawn of the plan's {half.clients}"
+            )
         self._limits.check_round(invitation)
         half.check_clip(number, invitation.clip_norm)
         asked = Expected(invitation.dimension, invitation.threshold, invitation.ring_bits)
@@ -163,8 +172,8 @@ class Participant:
         if number == 1 and not np.array_equal(weights, half.initial):
             raise DeclinedError("model", "round 1 does not begin with the plan's initial weights")
         if not invitation.session:
-            self._memory.claim_contribution(self._run, number)
             vector = half(number, weights, invitation.cohort, invitation.clip_norm)
+            self._memory.claim_contribution(self._run, number)
             plain = np.ascontiguousarray(vector, "<f8")
             return frames.encode(Relay(round=number, step=0), plain.tobytes())
         directory = self._directory(invitation, body[size:])

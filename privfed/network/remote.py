@@ -90,7 +90,7 @@ class NetworkClients:
             self.tally.event(
                 "round", round=inputs.round, cohort=list(inputs.cohort), last_stage=gone, aborted=aborted
             )
-            self.tally.rounds["aborted" if aborted else "completed"] += 1
+            self.tally.round("aborted" if aborted else "completed")
             self.tally.now.update(state="between rounds", stage=None)
 
     def _masked_sum(

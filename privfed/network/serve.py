@@ -25,7 +25,7 @@ from privfed.network.certificates import Authority
 from privfed.network.exchange import Exchange
 from privfed.network.frames import Offer
 from privfed.network.handshakes import counted_handshakes
-from privfed.network.pki import read_identity
+from privfed.network.identity_file import read_identity
 from privfed.network.plan import check_servable, offered
 from privfed.network.remote import Deadlines, NetworkClients
 from privfed.network.service import Bounds, Service

@@ -1,131 +1,29 @@
-"""A server that lies: each lie is refused by an honest client, which sends nothing more in that round."""
+"""A server that lies in a round: each lie is refused by an honest client, which sends nothing more in it."""
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from loopback import CLIENTS, DIMENSION, WEIGHTS, FakeHalf, model_of
+from loopback import CLIENTS, DIMENSION, WEIGHTS, PlainHalf
+from roundtable import COHORT, RUN, Table, relayed
 
-from privfed.config import Settings
-from privfed.errors import OutputError
 from privfed.network import frames, pki
-from privfed.network.certificates import Authority, Certificate, from_pem
+from privfed.network.certificates import Authority, from_pem
 from privfed.network.errors import DeclinedError
-from privfed.network.frames import Closed, Invitation, Offer, Relay
+from privfed.network.frames import Closed, Relay
+from privfed.network.identity_file import read_identity
 from privfed.network.limits import Limits
-from privfed.network.memory import ClientMemory
 from privfed.network.participant import Participant
-from privfed.network.plan import accepted, offered
-from privfed.privacy.accounting import Guarantee
-from privfed.secagg import Directory, Identity, SecAggParams, Server, Stage, decode, encode
+from privfed.secagg import SecAggParams, Stage, decode
 from privfed.secagg.messages import SurvivorList, UnmaskRequest
 
-RUN, OFFER = "0" * 32, "1" * 64
-COHORT = range(5)
-
-
-class Table:
-    """A server's side with the real state machine, and clients that answer it; nothing crosses a network."""
-
-    def __init__(self, folder: Path, memories: Path, limits: Limits) -> None:
-        self.folder = folder
-        self.certificates: dict[int, Certificate] = {}
-        self.participants: dict[int, Participant] = {}
-        for client in range(CLIENTS):
-            identity = pki.read_identity(folder / f"client-{client}.pem")
-            authority = Authority(identity.authority)
-            assert identity.signing_key is not None
-            memory = ClientMemory(memories / str(client))
-            memory.accept(RUN, OFFER, 1.0, 50)
-            self.certificates[client] = authority.client(from_pem(identity.certificate))
-            self.participants[client] = Participant(
-                FakeHalf(client),
-                Identity.from_private_bytes(identity.signing_key),
-                authority,
-                limits,
-                memory,
-                RUN,
-                pki.read_revocations(folder / "revoked.pem", authority),
-            )
-
-    def close(self) -> None:
-        for participant in self.participants.values():
-            participant._memory.close()
-
-    def params(self, members: Sequence[int] = COHORT, session: bytes = b"s" * 16, number: int = 2) -> SecAggParams:
-        expected = FakeHalf(0).expected(len(members))
-        return SecAggParams(
-            session, number, tuple(members), expected.threshold, expected.dimension, ring_bits=expected.ring_bits
-        )
-
-    def server(self, params: SecAggParams, weights: Any = WEIGHTS) -> Server:
-        directory = Directory({c: self.certificates[c].key for c in params.client_ids})
-        return Server(params, directory, model=model_of(weights))
-
-    def invitation(self, params: SecAggParams, weights: Any = WEIGHTS, **changes: Any) -> bytes:
-        ders = [self.certificates[c].der for c in params.client_ids]
-        values = {
-            "round": params.round_number,
-            "cohort": len(params.client_ids),
-            "members": list(params.client_ids),
-            "certificates": [len(der) for der in ders],
-            "session": params.session.hex(),
-            "threshold": params.threshold,
-            "dimension": params.dimension,
-            "ring_bits": params.ring_bits,
-        }
-        body = changes.pop("body", weights.astype("<f4").tobytes() + b"".join(ders))
-        return frames.encode(Invitation(**{**values, **changes}), body)
-
-    def until(self, params: SecAggParams, stage: Stage, absent: Sequence[int] = ()) -> tuple[Server, Any]:
-        """An honest round up to the messages that the server sends after ``stage``."""
-        server = self.server(params)
-        mail: dict[int, bytes] = dict.fromkeys(params.client_ids, self.invitation(params))
-        outgoing: Any = {}
-        for at in list(Stage)[: stage + 1]:
-            for client in mail:
-                if client in absent and at >= Stage.MASKED_INPUT:
-                    continue
-                answer = self.participants[client].receive(mail[client])
-                assert answer is not None
-                relay, body = frames.decode(answer, Relay)
-                assert (relay.round, relay.step) == (params.round_number, at)
-                server.receive(decode(bytes(body), peer=client))  # type: ignore[arg-type]
-            outgoing = server.close_stage()
-            mail = {c: relayed(params, at + 1, m) for c, m in outgoing.items()}
-        return server, outgoing
-
-
-def relayed(params: SecAggParams, step: int, message: Any) -> bytes:
-    return frames.encode(Relay(round=params.round_number, step=step), encode(message))
-
-
 MakeTable = Callable[..., Table]
-
-
-@pytest.fixture
-def make_table(authority_folder: Path, tmp_path: Path) -> Iterator[MakeTable]:
-    made: list[Table] = []
-
-    def make(limits: Limits | None = None, folder: Path = authority_folder) -> Table:
-        made.append(Table(folder, tmp_path / f"memories {len(made)}", limits or Limits()))
-        return made[-1]
-
-    yield make
-    for table in made:
-        table.close()
-
-
-@pytest.fixture
-def table(make_table: MakeTable) -> Table:
-    return make_table()
 
 
 def declines(participant: Participant, data: bytes, cause: str, words: str) -> None:
@@ -227,7 +125,7 @@ def test_a_cohort_of_sybils_is_refused(table: Table, tmp_path: Path) -> None:
     pki.create(tmp_path / "mine")
     for client in range(1, 5):
         pki.issue(tmp_path / "mine", client=client)
-        identity = pki.read_identity(tmp_path / "mine" / f"client-{client}.pem")
+        identity = read_identity(tmp_path / "mine" / f"client-{client}.pem")
         mine = Authority(identity.authority).client(from_pem(identity.certificate))
         table.certificates[client] = mine
     declines(table.participants[0], table.invitation(table.params()), "foreign member", "another authority")
@@ -261,6 +159,11 @@ LIES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a round that the plan has not": ({"round": 51}, "plan mismatch", "not among the plan's 50"),
     "round 0": ({"round": 0}, "plan mismatch", "not among"),
     "fewer drawn than there are": ({"cohort": 4}, "plan mismatch", "more clients are there than were drawn"),
+    "more drawn than there are at all": (
+        {"cohort": 2**31},
+        "plan mismatch",
+        f"2147483648 clients were drawn of the plan's {CLIENTS}",
+    ),
     "no certificates": ({"certificates": []}, "malformed frame", "announced length"),
     "a body that is too short": ({"body": b"short"}, "malformed frame", "announced length"),
     "weights that are no numbers": (
@@ -293,6 +196,25 @@ def test_a_client_that_would_send_in_the_clear_does_not_where_the_plan_masks(mak
         "plan mismatch",
         "the accepted plan for",
     )
+
+
+def test_training_that_fails_in_the_clear_is_no_contribution(make_table: MakeTable) -> None:
+    table = make_table(Limits(allow_unmasked=True))
+    participant = table.participants[0]
+
+    def fails(number: int) -> None:
+        raise DeclinedError("local training", "local training gave an update that is not finite")
+
+    participant._half = half = PlainHalf(0, before=fails)
+    plain = {"session": "", "threshold": 0, "ring_bits": 0, "certificates": [], "members": []}
+    invitation = table.invitation(
+        table.params(), body=WEIGHTS.astype("<f4").tobytes(), dimension=DIMENSION, **plain
+    )
+    declines(participant, invitation, "local training", "not finite")
+    assert participant._memory._runs[RUN].contributed == 0
+    half.before = lambda number: None
+    assert participant.receive(invitation) is not None
+    assert participant._memory._runs[RUN].contributed == 1
 
 
 def test_a_first_round_with_other_weights_is_refused(table: Table) -> None:
@@ -335,85 +257,6 @@ def test_what_the_server_sends_after_the_end_is_not_answered(table: Table) -> No
     says_nothing_more(table, 0, params, [(3, lists[0])])
 
 
-PLAN = Settings.model_validate(
-    {
-        "privacy": {
-            "mechanism": "discrete_gaussian",
-            "clip_norm": 0.5,
-            "noise_multiplier": 1.0,
-            "randomness": "secure",
-        },
-        "secure_aggregation": {"mode": "protocol", "threshold": 9},
-        "data": {"clients": 20},
-    }
-)
-
-
-def changed(section: str, **values: Any) -> Settings:
-    tree = PLAN.model_dump(exclude_none=True)
-    tree[section] |= values
-    return Settings.model_validate(tree)
-
-
-def test_a_plan_within_the_limits_is_accepted() -> None:
-    Limits(min_noise=1.0, model_hash="a" * 64).check_settings(PLAN, "a" * 64)
-
-
-@pytest.mark.parametrize(
-    ("settings", "limits", "cause", "words"),
-    [
-        (changed("privacy", noise_multiplier=0.99), Limits(min_noise=1.0), "min-noise", "below --min-noise 1"),
-        (changed("privacy", randomness="research"), Limits(), "allow-research", "known seed"),
-        (changed("secure_aggregation", mode="ring"), Limits(), "allow-unmasked", "not masked"),
-        (PLAN, Limits(model_hash="b" * 64), "model-hash", "not that of --model-hash"),
-        (
-            changed("privacy", clip_norm=0.6),
-            Limits(max_clip_norm=0.5),
-            "max-clip-norm",
-            r"plan's clip norm, 0\.6, is above --max-clip",
-        ),
-    ],
-)
-def test_a_plan_below_the_limits_is_refused(settings: Settings, limits: Limits, cause: str, words: str) -> None:
-    with pytest.raises(DeclinedError, match=words) as declined:
-        limits.check_settings(settings, "a" * 64)
-    assert declined.value.cause == cause
-
-
-def test_a_plan_without_noise_is_refused_where_noise_is_asked_for() -> None:
-    tree = PLAN.model_dump(exclude_none=True)
-    tree["privacy"] = {"clip_norm": 0.5, "randomness": "secure"}
-    with pytest.raises(DeclinedError, match="noise multiplier None"):
-        Limits(min_noise=0.1).check_settings(Settings.model_validate(tree), "a" * 64)
-
-
-def offer_of(settings: Settings) -> Offer:
-    return Offer(
-        run=RUN,
-        settings=offered(settings, settings.privacy.noise_multiplier, 20),
-        clients=20,
-        input_shape=[8, 8, 1],
-        classes=10,
-        initial_sha256="0" * 64,
-    )
-
-
-@pytest.mark.parametrize("lie", [{"clip_norm": 50.0}, {"noise_multiplier": 0.01}])
-def test_a_server_that_changes_clip_norm_or_noise_of_an_accepted_plan_is_refused(
-    tmp_path: Path, lie: dict[str, float]
-) -> None:
-    """A client clips and noises by the plan that it accepted, and no other."""
-    memory = ClientMemory(tmp_path / "memory")
-    memory.close()
-    honest = offer_of(PLAN)
-    memory.accept(RUN, frames.digest(honest), 1.0, 20)
-    memory.check(RUN, frames.digest(offer_of(accepted(honest.settings))))
-    with pytest.raises(DeclinedError, match="not the one that was accepted") as declined:
-        memory.check(RUN, frames.digest(offer_of(changed("privacy", **lie))))
-    assert declined.value.cause == "plan changed"
-    assert "noise_multiplier" not in Invitation.model_fields
-
-
 def test_a_server_that_raises_the_clip_norm_in_an_invitation_is_refused(table: Table) -> None:
     """It is named only where the plan lets it move; test_network_stateful.py has how far."""
     params = table.params()
@@ -421,71 +264,3 @@ def test_a_server_that_raises_the_clip_norm_in_an_invitation_is_refused(table: T
     assert (
         table.participants[0].receive(table.invitation(params)) is not None
     )  # but for that it would have gone along
-
-
-def test_a_server_that_moves_the_clip_norm_beyond_the_clients_own_limit_is_refused(table: Table) -> None:
-    """Whatever the accepted plan can come to."""
-    limits = Limits(max_clip_norm=0.5)
-
-    def invited(clip_norm: float) -> Invitation:
-        frame, _ = frames.decode(table.invitation(table.params(), clip_norm=clip_norm), Invitation)
-        return frame
-
-    limits.check_round(invited(0.5))
-    with pytest.raises(DeclinedError, match=r"round's clip norm, 0\.51, is above --max-clip-norm 0\.5"):
-        limits.check_round(invited(0.51))
-    limits.check_settings(changed("privacy", clip_norm=0.5), "a" * 64)
-
-
-def guarantee(epsilon: float) -> Guarantee:
-    return Guarantee(epsilon, 1e-5, "client", "", "", "", epsilon, "", 1, 1.0)
-
-
-def test_the_budget_is_of_all_runs_together() -> None:
-    limits, spent = Limits(max_epsilon=3.0), {"server": guarantee(2.0), "release": guarantee(1.0)}
-    assert limits.check_epsilon(spent, 0.0) == 2.0
-    assert limits.check_epsilon(spent, 1.0) == 2.0
-    with pytest.raises(DeclinedError, match=r"on top of 1\.5") as declined:
-        limits.check_epsilon(spent, 1.5)
-    assert declined.value.cause == "max-epsilon"
-    assert Limits(max_epsilon=3.0, against="release").check_epsilon(spent, 1.5) == 1.0
-    with pytest.raises(DeclinedError, match="ε = inf"):
-        Limits(max_epsilon=3.0, against="active server").check_epsilon(spent, 0.0)
-    assert math.isinf(Limits().check_epsilon({}, 0.0))
-
-
-def test_a_memory_outlives_its_process_and_is_one_processs(tmp_path: Path) -> None:
-    memory = ClientMemory(tmp_path / "memory")
-    memory.accept(RUN, OFFER, 1.5, 2)
-    memory.claim_contribution(RUN, 1)
-    memory.note_revocations(RUN, 7)
-    with pytest.raises(OutputError, match="One process at a time"):
-        ClientMemory(tmp_path / "memory")
-    memory.close()
-    again = ClientMemory(tmp_path / "memory")
-    assert again.spent_elsewhere("another") == 1.5
-    again.claim_contribution(RUN, 2)
-    with pytest.raises(DeclinedError, match="all 2 rounds"):
-        again.claim_contribution(RUN, 2)
-    with pytest.raises(DeclinedError, match="older than 7"):
-        again.note_revocations(RUN, 6)
-    again.close()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model": {"name": "os:getcwd"}},
-        {"training": {"weighted": True}, "privacy": {}},
-        {"executor": "tff"},
-        {"nothing": 1},
-    ],
-)
-def test_a_plan_that_a_client_cannot_or_must_not_run_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(DeclinedError, match="plan"):
-        accepted({**offered(PLAN, 1.0, 20), **change})
-
-
-def test_the_servers_folders_are_not_in_the_offer() -> None:
-    settings = changed("data", source="npy:/srv/private", partition="natural")
-    assert b"/srv/private" not in frames.encode(offer_of(settings))

@@ -66,7 +66,7 @@ def half_of(experiment: Experiment, client: int) -> ClientHalf:
     assert plan is not None
     with experiment.client_work() as work:
         parts = experiment.round(work)
-    return ClientHalf(client, parts, experiment.initial_weights, experiment.rounds, plan.largest_cohort)
+    return ClientHalf(client, parts, experiment.initial_weights, experiment.rounds, CLIENTS, plan.largest_cohort)
 
 
 def test_a_client_contributes_no_sooner_and_no_more_often_than_correlated_noise_allows(tmp_path: Path) -> None:

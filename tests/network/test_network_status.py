@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from privfed.network.status import Status, metrics, page
-from privfed.network.tally import Tally
+from privfed.network.tally import MOST_LINES, Tally
 from privfed.privacy.accounting import Guarantee
 
 
@@ -70,6 +70,28 @@ def test_metrics_are_in_prometheus_format_and_epsilon_has_its_terms(status: Stat
         assert f'{label}="' in spent
     named = {line.split()[2] for line in lines if line.startswith("# TYPE")}
     assert {line.split("{")[0].split(" ")[0] for line in lines if not line.startswith("#")} <= named
+
+
+def test_counters_are_gone_through_while_they_grow(tally: Tally) -> None:
+    """A dictionary that grows in another thread meanwhile would end the scrape."""
+    refused = tally.counts().refused
+    for cause, _ in refused.items():
+        tally.refuse(f"{cause} again")
+    assert len(tally.counts().refused) == 2 * len(refused)
+
+
+def test_a_client_fills_no_disk_with_events(tmp_path: Path) -> None:
+    tally = Tally(tmp_path / "events.jsonl")
+    for _ in range(MOST_LINES + 50):
+        tally.refuse("rate", 7)
+    tally.refuse("rate", 8)
+    tally.event("round", round=1)
+    tally.close()
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text("utf-8").splitlines()]
+    assert len(lines) == MOST_LINES + 2
+    assert (lines[-3]["event"], lines[-3]["client"]) == ("no more lines", 7)
+    assert [line["event"] for line in lines[-2:]] == ["refused", "round"]
+    assert tally.refused == {"rate": MOST_LINES + 51}
 
 
 def test_health_says_how_it_stands(status: Status) -> None:
