@@ -17,13 +17,14 @@ from test_network_stateful import CASES, CLIENTS, ROUNDS, settings_of
 
 from privfed.config import Settings
 from privfed.console import Console
+from privfed.errors import DataError
 from privfed.experiment import compose
 from privfed.federated.training import digest
 from privfed.network.join import Joining, run_client
 from privfed.network.limits import Limits
 from privfed.network.remote import Deadlines
 from privfed.network.replay import replay
-from privfed.network.serve import Serving, run_server
+from privfed.network.serve import Serving, _offer, run_server
 from privfed.settings_file import dump_toml
 
 pytestmark = pytest.mark.slow
@@ -149,3 +150,11 @@ def test_a_client_that_forbids_a_rounds_clip_norm_is_counted_by_its_cause(town: 
     survivors = [len(cohort) - (number > 1 and declining in cohort) for number, cohort in cohorts.items()]
     assert [line["survivors"] for line in found.rounds] == survivors
     assert digest(replay(found.out).weights) == found.summary["weights_sha256"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"run": '])
+def test_a_damaged_note_of_the_run_is_told_in_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "served.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=r"served\.json: names no run"):
+        _offer(compose(settings_of("tree")), path)
