@@ -9,9 +9,13 @@ network. ``protocol`` masks it, in cohorts: masks among n clients cost n² key e
 
 The echo is a bare ``grpc.aio`` server with the same TLS, pieces and client calls, on as many connections, in the
 same run: it takes a vector and answers with as many bytes as a model has, so that each direction carries what a
-round does; its clients stall and reconnect as often. Compared is the processor time of the server by what its
-clients sent and got, and the time on the clock; the latter says something with ``--trouble 0`` only: otherwise
-rounds wait for those who stall.
+round does. Compared is the processor time of the server by what its clients sent and got, and the time on the
+clock.
+
+The echo goes by rounds, as ours do: it answers when all have sent or the deadline has passed; its clients stall
+and reconnect as often; who comes late is answered at once with the round under way, and sends for that one. With
+``--trouble 0`` there is a second echo that runs free: each client sends again as soon as it is answered, and waits
+for nobody, so that nothing is ever idle.
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ from privfed.network.errors import DeclinedError
 from privfed.network.exchange import Exchange
 from privfed.network.frames import CHUNK_BYTES, Nothing, Offer
 from privfed.network.half import Expected
+from privfed.network.identity_file import read_identity, read_revocations
 from privfed.network.limits import Limits
 from privfed.network.link import Link
 from privfed.network.memory import ClientMemory
@@ -103,7 +108,7 @@ class FixedHalf:
     """Sends one vector again and again."""
 
     def __init__(self, load: Load, client: int) -> None:
-        self.client, self.rounds, self._load = client, load.rounds, load
+        self.client, self.rounds, self.clients, self._load = client, load.rounds, load.clients, load
         self.initial: NDArray[np.float32] = np.zeros(load.dimension, np.float32)
         vector = np.random.default_rng(client).normal(size=load.dimension)
         self._vector = 0.5 * BOUND * vector / np.linalg.norm(vector)
@@ -136,12 +141,12 @@ def client_process(load: Load, address: str, folder: str, mine: list[int], offer
     lock = threading.Lock()
 
     def one(client: int) -> None:
-        identity = pki.read_identity(Path(folder) / "ca" / f"client-{client}.pem")
+        identity = read_identity(Path(folder) / "ca" / f"client-{client}.pem")
         authority = Authority(identity.authority)
         memory = ClientMemory(Path(folder) / f"memory-{client}")
         memory.accept(RUN, offer, 1.0, load.rounds)
         assert identity.signing_key is not None
-        revocations = pki.read_revocations(Path(folder) / "ca" / "revoked.pem", authority)
+        revocations = read_revocations(Path(folder) / "ca" / "revoked.pem", authority)
         limits = Limits(allow_unmasked=load.mode == "off")
         signing = Identity.from_private_bytes(identity.signing_key)
         participant = Participant(FixedHalf(load, client), signing, authority, limits, memory, RUN, revocations)
@@ -170,7 +175,7 @@ def client_process(load: Load, address: str, folder: str, mine: list[int], offer
             except DeclinedError as error:
                 with lock:
                     counts["declined"] += 1
-                link.refuse(participant.position[0], str(error))
+                link.refuse(participant.position[0], error)
                 continue
             if answer is None:
                 continue
@@ -202,13 +207,12 @@ def client_process(load: Load, address: str, folder: str, mine: list[int], offer
 
 
 def echo_process(load: Load, address: str, folder: str, mine: list[int], barrier: Any, ready: Any) -> None:
-    """As many bare connections, a thread each, that exchange a vector for a model ``rounds`` times."""
-    payload = bytes(8 * load.dimension)
+    """As many bare connections, a thread each, that exchange a vector for a model, round by round."""
     counts = {"stalled": 0, "reconnected": 0, "bytes": 0}
     lock = threading.Lock()
 
     def one(client: int) -> None:
-        credentials = client_credentials(pki.read_identity(Path(folder) / "ca" / f"client-{client}.pem"))
+        credentials = client_credentials(read_identity(Path(folder) / "ca" / f"client-{client}.pem"))
         draw = random.Random(client)  # noqa: S311 - of a load
 
         def connect() -> Any:
@@ -223,17 +227,20 @@ def echo_process(load: Load, address: str, folder: str, mine: list[int], barrier
                 barrier.wait()
                 begin.set()
         begin.wait()
-        for _ in range(load.rounds):
+        number = 1
+        while number <= load.rounds:
             trouble = load.trouble_of(draw)
             if trouble == "stalled":
                 time.sleep(load.stage_seconds * 1.2)
             if trouble == "reconnected":
                 channel.close()
                 channel = connect()
-            got = sum(len(piece) for piece in channel.stream_stream("/bare.Echo/Echo")(pieces(payload)))
-            assert got == 4 * load.dimension
+            sent = numbered(number, 8 * load.dimension)
+            got = b"".join(channel.stream_stream("/bare.Echo/Echo")(pieces(sent)))
+            assert len(got) == 4 * load.dimension
+            number = number_of(got)
             with lock:
-                counts["bytes"] += len(payload) + got
+                counts["bytes"] += len(sent) + len(got)
                 if trouble is not None:
                     counts[trouble] += 1
         channel.close()
@@ -244,9 +251,23 @@ def echo_process(load: Load, address: str, folder: str, mine: list[int], barrier
     ready.put(counts)
 
 
+def numbered(number: int, size: int) -> bytes:
+    """``size`` bytes that begin with the number of a round."""
+    return number.to_bytes(8, "little") + bytes(size - 8)
+
+
+def number_of(data: bytes | bytearray) -> int:
+    return int.from_bytes(data[:8], "little")
+
+
 class _Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
-    def __init__(self, load: Load) -> None:
-        self._answer = bytes(4 * load.dimension)
+    """Takes a vector and answers with the number of the next round and as many bytes as a model has."""
+
+    def __init__(self, load: Load, *, by_rounds: bool) -> None:
+        self._load, self._by_rounds, self._number, self._arrived = load, by_rounds, 1, 0
+        self._over = asyncio.Event()
+        self._deadline: asyncio.TimerHandle | None = None
+        self.ended = 0.0, 0.0
 
     def service(self, details: Any) -> Any:
         return grpc.stream_stream_rpc_method_handler(self.echo)
@@ -255,8 +276,36 @@ class _Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
         found = bytearray()
         async for piece in request:
             found += piece
-        for piece in pieces(self._answer):
+        following = number_of(found) + 1
+        if self._by_rounds:
+            await self._end_of(number_of(found))
+            following = self._number
+        for piece in pieces(numbered(following, 4 * self._load.dimension)):
             yield piece
+
+    async def _end_of(self, number: int) -> None:
+        if number < self._number:
+            return  # it is late
+        self._arrived += 1
+        over = self._over
+        if self._arrived == self._load.clients:
+            self._next_round()
+        await over.wait()
+
+    def set_deadline(self) -> None:
+        """Of the round under way, from now on."""
+        self._deadline = asyncio.get_running_loop().call_later(self._load.stage_seconds, self._next_round)
+
+    def _next_round(self) -> None:
+        """Everybody has sent, or the deadline has passed."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._number, self._arrived = self._number + 1, 0
+        self._over.set()
+        self._over = asyncio.Event()
+        self.ended = time.perf_counter(), time.process_time()
+        if self._number <= self._load.rounds:
+            self.set_deadline()
 
 
 def spread(load: Load) -> list[list[int]]:
@@ -273,26 +322,30 @@ def start(target: Callable[..., None], load: Load, *arguments: Any) -> tuple[lis
     return processes, ready
 
 
-def measure_echo(load: Load, folder: Path) -> dict[str, float]:
+def measure_echo(load: Load, folder: Path, *, by_rounds: bool) -> dict[str, float]:
     """Server's processor seconds, seconds on the clock and bytes of the echo."""
-    identity = pki.read_identity(folder / "ca" / "server-127.0.0.1.pem")
+    identity = read_identity(folder / "ca" / "server-127.0.0.1.pem")
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
 
-    async def open_server() -> tuple[Any, int]:
+    async def open_server() -> tuple[Any, int, _Echo]:
+        echo = _Echo(load, by_rounds=by_rounds)
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", 2 * CHUNK_BYTES)])
-        server.add_generic_rpc_handlers((_Echo(load),))
+        server.add_generic_rpc_handlers((echo,))
         port = server.add_secure_port("127.0.0.1:0", server_credentials(identity))
         await server.start()
-        return server, port
+        return server, port, echo
 
-    server, port = asyncio.run_coroutine_threadsafe(open_server(), loop).result()
+    server, port, echo = asyncio.run_coroutine_threadsafe(open_server(), loop).result()
     barrier = multiprocessing.get_context("spawn").Barrier(load.processes + 1)
     processes, ready = start(echo_process, load, f"127.0.0.1:{port}", str(folder), barrier)
     barrier.wait()
+    if by_rounds:
+        loop.call_soon_threadsafe(echo.set_deadline)
     began, cpu = time.perf_counter(), time.process_time()
     counts = [ready.get() for _ in processes]
-    found = {"cpu": time.process_time() - cpu, "clock": time.perf_counter() - began}
+    ended, ended_cpu = echo.ended if by_rounds else (time.perf_counter(), time.process_time())
+    found = {"cpu": ended_cpu - cpu, "clock": ended - began}
     found["bytes"] = float(sum(count["bytes"] for count in counts))
     asyncio.run_coroutine_threadsafe(server.stop(0), loop).result()
     for process in processes:
@@ -302,7 +355,7 @@ def measure_echo(load: Load, folder: Path) -> dict[str, float]:
 
 def measure_rounds(load: Load, folder: Path) -> dict[str, Any]:
     """The same of rounds, what became of them, and the memory of the server."""
-    identity = pki.read_identity(folder / "ca" / "server-127.0.0.1.pem")
+    identity = read_identity(folder / "ca" / "server-127.0.0.1.pem")
     authority = Authority(identity.authority)
     revocations = Revocations(folder / "ca" / "revoked.pem", authority)
     offer = Offer(run=RUN, settings={}, clients=load.clients, input_shape=[1], classes=2, initial_sha256="0" * 64)
@@ -372,12 +425,16 @@ def main() -> None:
             pki.issue(folder / "ca", client=client)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         rounds = measure_rounds(load, folder)
-        echo = measure_echo(load, folder)
-    result: dict[str, Any] = {"load": given, "start_mib": round(before), "rounds": rounds, "echo": echo}
+        measured = {"rounds": rounds, "echo": measure_echo(load, folder, by_rounds=True)}
+        if not load.trouble:
+            measured["free_echo"] = measure_echo(load, folder, by_rounds=False)
+    result: dict[str, Any] = {"load": given, "start_mib": round(before), **measured}
     for name in ("cpu", "clock"):
-        per_byte = {side: found[name] / found["bytes"] for side, found in (("rounds", rounds), ("echo", echo))}
-        result[f"{name}_seconds_per_gb"] = {side: round(value * 1e9, 2) for side, value in per_byte.items()}
-        result[f"{name}_overhead"] = round(per_byte["rounds"] / per_byte["echo"], 2)
+        per_gb = {side: found[name] / found["bytes"] * 1e9 for side, found in measured.items()}
+        result[f"{name}_seconds_per_gb"] = {side: round(value, 2) for side, value in per_gb.items()}
+        result[f"{name}_overhead"] = {
+            side: round(per_gb["rounds"] / value, 2) for side, value in per_gb.items() if side != "rounds"
+        }
     print(json.dumps(result, indent=1))
 
 

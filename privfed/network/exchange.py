@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from privfed.network import frames
 from privfed.network.certificates import Certificate
+from privfed.network.errors import CAUSES
 from privfed.network.frames import Nothing, Offer, Relay
 from privfed.network.tally import Tally
 
@@ -127,14 +128,15 @@ class Exchange:
         self._changed.set()
         return "taken"
 
-    def decline(self, certificate: Certificate, round_number: int | None, reason: str) -> None:
-        """A client does not go along."""
+    def decline(self, certificate: Certificate, round_number: int | None, cause: str, reason: str) -> None:
+        """A client does not go along; a cause that is none of ``CAUSES`` counts as ``other``."""
         client = certificate.client
-        self._tally.refuse("declined by client", client, reason)
+        self._tally.refuse(f"declined by client: {cause if cause in CAUSES else 'other'}", client, reason)
         if round_number is None:
             self._seats.pop(client, None)
-        self._gone.add(client)
-        self._changed.set()
+        if round_number in (None, self._round):  # of another round it comes late
+            self._gone.add(client)
+            self._changed.set()
 
     # What the round calls.
 

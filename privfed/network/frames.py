@@ -125,10 +125,17 @@ class Closed(Frame):
 
 
 class Refusal(Frame):
-    """Client: I do not go along, with the run or with this round, and why."""
+    """Client: I do not go along, with the run or with this round, and why.
+
+    Attributes:
+        round: That it sits out; ``None`` for the whole run.
+        cause: One of ``privfed.network.errors.CAUSES``; a client of another version may have more.
+        reason: For people.
+    """
 
     kind = 8
     round: Number | None
+    cause: Annotated[str, Field(pattern="^[a-z][a-z -]{0,39}$")]
     reason: Reason
 
 

@@ -45,6 +45,7 @@ class ClientHalf:
         round: The parts of a round, as this client made them from the plan it accepted.
         initial: Weights before round 1, ``[d]``.
         rounds: Of the plan.
+        clients: In the population.
         largest_cohort: Clients in a round, at most.
     """
 
@@ -52,6 +53,7 @@ class ClientHalf:
     round: Round
     initial: Vector
     rounds: int
+    clients: int
     largest_cohort: int = 1
 
     def expected(self, cohort: int) -> Expected:
@@ -72,15 +74,18 @@ class ClientHalf:
         mechanism = self.round.mechanism
         if not isinstance(mechanism, AdaptiveClipping):
             if clip_norm is not None:
-                raise DeclinedError(f"the round names a clip norm of {clip_norm:g}, the accepted plan has its own")
+                raise DeclinedError(
+                    "clip norm", f"the round names a clip norm of {clip_norm:g}, the accepted plan has its own"
+                )
             return
         if clip_norm is None:
-            raise DeclinedError("the round names no clip norm, which moves in the accepted plan")
+            raise DeclinedError("clip norm", "the round names no clip norm, which moves in the accepted plan")
         least, most = mechanism.reach(number, self.largest_cohort)
         if not least <= clip_norm <= most:
             raise DeclinedError(
+                "clip norm",
                 f"a clip norm of {clip_norm:g} in round {number} is not within the plan's reach, "
-                f"{least:g} to {most:g}"
+                f"{least:g} to {most:g}",
             )
 
     def __call__(self, number: int, weights: Vector, cohort: int, clip_norm: float | None = None) -> NDArray[Any]:
@@ -110,9 +115,9 @@ class ClientHalf:
                 source(Purpose.CLIENT_NOISE, self.client),
             )
         except PrivacyError as error:
-            raise DeclinedError(f"local training: {error}") from None
+            raise DeclinedError("local training", f"local training: {error}") from None
         if not np.isfinite(sent.norm_before):
-            raise DeclinedError("local training gave an update that is not finite")
+            raise DeclinedError("local training", "local training gave an update that is not finite")
         if not isinstance(parts.aggregation, RingAggregation):
             return np.asarray(sent.vector, np.float64)
         encoding = parts.aggregation.encoding(inputs)

@@ -22,15 +22,16 @@ from privfed.errors import DataError, PrivFedError
 from privfed.experiment import Experiment
 from privfed.federated.training import digest
 from privfed.network import frames
+from privfed.network.attendance import DRAINING_SECONDS, Attendance
 from privfed.network.certificates import Authority, Certificate, from_pem
-from privfed.network.errors import DeclinedError, FrameError, NotAdmittedError
-from privfed.network.frames import Invitation, Nothing, Offer
+from privfed.network.errors import DeclinedError, FrameError, NotAdmittedError, declined
+from privfed.network.frames import Nothing, Offer
 from privfed.network.half import ClientHalf
+from privfed.network.identity_file import IdentityFile, read_identity
 from privfed.network.limits import Limits
 from privfed.network.link import Link
 from privfed.network.memory import ClientMemory
 from privfed.network.participant import Participant
-from privfed.network.pki import IdentityFile, read_identity
 from privfed.network.plan import accepted
 from privfed.network.tls import client_credentials
 from privfed.privacy.accounting import Guarantee, by_observer, times
@@ -41,9 +42,6 @@ from privfed.settings_file import load_settings
 
 MOST_CLIENTS = 1_000_000
 """In a population that a client takes for real."""
-
-DRAINING_SECONDS = 2.0
-"""Before a client looks whether a server that went away is back."""
 
 MOST_BYTES = 1 << 30
 """Of a frame of the server."""
@@ -95,7 +93,7 @@ def run_client(joining: Joining, console: Console) -> dict[str, Any]:
             memory.accept(offer.run, accepted_digest, epsilon, *_participation(experiment))
             memory.note_revocations(offer.run, revocations.number)
         except (DeclinedError, NotAdmittedError, FrameError) as error:
-            link.refuse(None, str(error)[:400])
+            link.refuse(None, declined(error))
             raise PrivFedError(f"this client does not accept the plan: {error}", where=joining.address) from None
         work = stack.enter_context(experiment.client_work())
         plan = experiment.privacy_plan
@@ -104,10 +102,12 @@ def run_client(joining: Joining, console: Console) -> dict[str, Any]:
             experiment.round(work),
             experiment.initial_weights,
             experiment.rounds,
+            offer.clients,
             1 if plan is None else plan.largest_cohort,
         )
         participant = Participant(half, signing, authority, joining.limits, memory, offer.run, revocations)
-        return _take_part(link, participant, accepted_digest, authority, memory, offer.run, console)
+        attendance = Attendance(link, participant, authority, memory, offer.run, accepted_digest, console.say)
+        return attendance.take_part()
 
 
 def _offered(link: Link) -> tuple[Offer, memoryview]:
@@ -127,63 +127,6 @@ def _offered(link: Link) -> tuple[Offer, memoryview]:
         time.sleep(DRAINING_SECONDS)
 
 
-def _take_part(
-    link: Link,
-    participant: Participant,
-    offer: str,
-    authority: Authority,
-    memory: ClientMemory,
-    run: str,
-    console: Console,
-) -> dict[str, Any]:
-    counts = {"rounds": 0, "sent": 0, "late": 0, "declined": 0}
-    link.check_in(offer)
-    while True:
-        data = link.poll(participant.position)
-        try:
-            frame, _ = frames.decode(data, frames.Frame)
-            if isinstance(frame, Nothing):
-                if frame.state == "finished":
-                    return {**counts, "status": "finished"}
-                if frame.state == "draining":
-                    time.sleep(DRAINING_SECONDS)
-                if frame.state != "wait":
-                    _return_to(link, participant, offer, authority, memory, run)
-                continue
-            counts["rounds"] += isinstance(frame, Invitation)
-            answer = participant.receive(data)
-        except (DeclinedError, FrameError) as error:
-            counts["declined"] += 1
-            console.say(f"declined: {error}")
-            link.refuse(participant.position[0], str(error)[:400])
-            continue
-        if answer is not None:
-            verdict = link.send(answer)
-            counts["sent"] += verdict == "taken"
-            counts["late"] += verdict == "late"
-            if verdict not in ("taken", "repeated"):
-                console.say(f"round {participant.position[0]}: an answer was {verdict}")
-
-
-def _return_to(
-    link: Link, participant: Participant, offer: str, authority: Authority, memory: ClientMemory, run: str
-) -> None:
-    """Check in again, perhaps with a server that was started anew and counts its rounds from a checkpoint."""
-    frame, body = frames.decode(link.check_in(offer), frames.Frame)
-    participant.start_over()
-    if not isinstance(frame, Offer):
-        return  # it is known there, or the server goes away, as the next poll will say
-    try:
-        memory.check(frame.run, frames.digest(frame))
-        if frame.run != run:
-            raise DeclinedError("the server has another run than the one that was joined")
-        participant.revocations = authority.revocations(bytes(body))
-        memory.note_revocations(run, participant.revocations.number)
-    except (DeclinedError, NotAdmittedError) as error:
-        link.refuse(None, str(error)[:400])
-        raise PrivFedError(f"this client does not go on: {error}") from None
-
-
 def _who(identity: IdentityFile, path: Path) -> tuple[Authority, Certificate, Identity]:
     authority = Authority(identity.authority)
     try:
@@ -200,20 +143,23 @@ def _plan(offer: Offer, own: Certificate, joining: Joining, memory: ClientMemory
     settings = accepted(offer.settings)
     joining.limits.check_settings(settings, offer.initial_sha256)
     if not own.client < offer.clients <= MOST_CLIENTS:
-        raise DeclinedError(f"the population has {offer.clients} clients, this one has number {own.client}")
+        raise DeclinedError(
+            "plan", f"the population has {offer.clients} clients, this one has number {own.client}"
+        )
     population = own_population(joining.data.replace("{client}", str(own.client)), own.client, offer.clients)
     console.say(f"client {own.client}: {len(population.labels)} examples for {settings.name}")
     try:
         experiment = compose(settings, population)
     except (PrivFedError, PrivacyError) as error:
-        raise DeclinedError(f"the plan does not fit this client's data: {error}") from None
+        raise DeclinedError("data", f"the plan does not fit this client's data: {error}") from None
     if (list(experiment.population.input_shape), population.classes) != (offer.input_shape, offer.classes):
         raise DeclinedError(
+            "data",
             f"examples are {list(experiment.population.input_shape)} of {population.classes} classes here, "
-            f"{offer.input_shape} of {offer.classes} in the plan"
+            f"{offer.input_shape} of {offer.classes} in the plan",
         )
     if digest(experiment.initial_weights) != offer.initial_sha256:
-        raise DeclinedError("the plan's settings do not give the initial weights that it names")
+        raise DeclinedError("plan", "the plan's settings do not give the initial weights that it names")
     return experiment
 
 

@@ -51,15 +51,17 @@ class Limits:
         """
         privacy, masking = settings.privacy, settings.secure_aggregation
         if masking.mode != "protocol" and not self.allow_unmasked:
-            raise DeclinedError("updates are not masked (--allow-unmasked would accept it)")
+            raise DeclinedError("allow-unmasked", "updates are not masked (--allow-unmasked would accept it)")
         if privacy.randomness != "secure" and not self.allow_research:
-            raise DeclinedError("randomness comes from a known seed (--allow-research would accept it)")
+            raise DeclinedError(
+                "allow-research", "randomness comes from a known seed (--allow-research would accept it)"
+            )
         noise = privacy.noise_multiplier if privacy.mechanism != "none" else None
         if self.min_noise is not None and (noise is None or noise < self.min_noise):
-            raise DeclinedError(f"noise multiplier {noise} is below --min-noise {self.min_noise:g}")
+            raise DeclinedError("min-noise", f"noise multiplier {noise} is below --min-noise {self.min_noise:g}")
         self._check_clip(privacy.clip_norm, "the plan's clip norm")
         if self.model_hash is not None and initial_sha256 != self.model_hash:
-            raise DeclinedError(f"the model is {initial_sha256}, not that of --model-hash")
+            raise DeclinedError("model-hash", f"the model is {initial_sha256}, not that of --model-hash")
 
     def check_epsilon(self, guarantees: Mapping[str, Guarantee], earlier: float) -> float:
         """Judge what the run spends, on top of what earlier runs did; returns the run's ε.
@@ -77,8 +79,9 @@ class Limits:
         if self.max_epsilon is not None and not earlier + epsilon <= self.max_epsilon:
             before = f", on top of {earlier:.4g} of earlier runs," if earlier else ""
             raise DeclinedError(
+                "max-epsilon",
                 f"ε = {epsilon:.4g} against {self.against!r} with {self.min_threshold} survivors{before} is above "
-                f"--max-epsilon {self.max_epsilon:g}"
+                f"--max-epsilon {self.max_epsilon:g}",
             )
         return epsilon
 
@@ -93,11 +96,17 @@ class Limits:
         if self.allow_unmasked and not invitation.session:
             return
         if len(invitation.members) < self.min_cohort:
-            raise DeclinedError(f"{len(invitation.members)} clients are below --min-cohort {self.min_cohort}")
+            raise DeclinedError(
+                "min-cohort", f"{len(invitation.members)} clients are below --min-cohort {self.min_cohort}"
+            )
         if invitation.threshold < self.min_threshold:
-            raise DeclinedError(f"threshold {invitation.threshold} is below --min-threshold {self.min_threshold}")
+            raise DeclinedError(
+                "min-threshold", f"threshold {invitation.threshold} is below --min-threshold {self.min_threshold}"
+            )
 
     def _check_clip(self, norm: float | None, what: str) -> None:
         if self.max_clip_norm is not None and (norm is None or norm > self.max_clip_norm):
             named = "infinite" if norm is None else f"{norm:g}"
-            raise DeclinedError(f"{what}, {named}, is above --max-clip-norm {self.max_clip_norm:g}")
+            raise DeclinedError(
+                "max-clip-norm", f"{what}, {named}, is above --max-clip-norm {self.max_clip_norm:g}"
+            )

@@ -11,12 +11,15 @@ import grpc
 
 from privfed.errors import PrivFedError
 from privfed.network import frames
-from privfed.network.errors import FrameError
+from privfed.network.errors import DeclinedError, FrameError
 from privfed.network.exchange import HOLD_SECONDS
 from privfed.network.frames import CHUNK_BYTES, CheckIn, Poll, Refusal, Verdict
 from privfed.network.service import SERVICE, pieces
 
 CALL_SECONDS = 60.0
+SLOWEST_BYTES = 16 << 10
+"""A second, that a long answer may take: a little more than the server waits for."""
+
 LONGEST_PAUSE = 10.0
 _AGAIN = (
     grpc.StatusCode.UNAVAILABLE,
@@ -70,25 +73,28 @@ class Link:
 
     def send(self, frame: bytes) -> str:
         """Send an answer; what became of it, in words."""
-        return self._verdict(lambda: self._send(pieces(frame), timeout=CALL_SECONDS))
+        seconds = CALL_SECONDS + len(frame) / SLOWEST_BYTES
+        return self._verdict(lambda: self._send(pieces(frame), timeout=seconds))
 
-    def refuse(self, round_number: int | None, reason: str) -> str:
+    def refuse(self, round_number: int | None, error: DeclinedError) -> str:
         """Tell the server that this client does not go along, and why."""
-        frame = frames.encode(Refusal(round=round_number, reason=reason[:400]))
+        frame = frames.encode(Refusal(round=round_number, cause=error.cause, reason=str(error)[:400]))
         return self._verdict(lambda: self._refuse(frame, timeout=CALL_SECONDS))
 
     def _verdict(self, call: Callable[[], bytes]) -> str:
         try:
             return frames.decode(self._again(call), Verdict)[0].verdict
         except _RefusedError as error:
-            return f"refused: {error}"
+            return f"refused: {error.details}"
+        except FrameError as error:
+            raise PrivFedError(f"the server's frame {error}", where=self._address) from None
 
     def _joined(self, stream: Iterator[bytes]) -> bytes:
         found = bytearray()
         for piece in stream:
             found += piece
             if len(found) > self._most:
-                raise FrameError(f"is longer than {self._most} bytes")
+                raise PrivFedError(f"the server's frame is longer than {self._most} bytes", where=self._address)
         return bytes(found)
 
     def _again(self, call: Callable[[], _Returned]) -> _Returned:
@@ -106,7 +112,7 @@ class Link:
             if code is grpc.StatusCode.PERMISSION_DENIED:
                 raise PrivFedError(f"the server does not let this client in: {details}", where=self._address)
             if code not in _AGAIN:
-                raise _RefusedError(details)
+                raise _RefusedError(str(details), self._address)
             if time.monotonic() - since > self._patience:
                 raise PrivFedError(
                     f"the server was not there for {self._patience:g} s: {details}", where=self._address
@@ -115,5 +121,9 @@ class Link:
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
-class _RefusedError(Exception):
+class _RefusedError(PrivFedError):
     """What trying again does not mend."""
+
+    def __init__(self, details: str, address: str) -> None:
+        self.details = details
+        super().__init__(f"the server refuses the call: {details}", where=address)

@@ -88,7 +88,7 @@ class ClientMemory:
         """
         known = self._runs.get(run)
         if known is not None and known.offer != offer:
-            raise DeclinedError("the plan of this run is not the one that was accepted")
+            raise DeclinedError("plan changed", "the plan of this run is not the one that was accepted")
 
     def accept(self, run: str, offer: str, epsilon: float, rounds: int, apart: int = 1) -> None:
         """Note an accepted run; one that is known already stays as it is."""
@@ -107,10 +107,13 @@ class ClientMemory:
         """
         known = self._runs[run]
         if known.contributed >= known.rounds:
-            raise DeclinedError(f"all {known.rounds} rounds of the accepted plan were contributed to")
+            raise DeclinedError(
+                "rounds used up", f"all {known.rounds} rounds of the accepted plan were contributed to"
+            )
         if known.apart > 1 and known.last and number != known.last and number - known.last < known.apart:
             raise DeclinedError(
-                f"round {number} comes after round {known.last}: the plan has {known.apart} rounds between"
+                "rounds used up",
+                f"round {number} comes after round {known.last}: the plan has {known.apart} rounds between",
             )
         more = {"contributed": known.contributed + 1, "last": number}
         self._runs[run] = AcceptedRun(**{**asdict(known), **more})
@@ -124,7 +127,9 @@ class ClientMemory:
         """
         known = self._runs[run]
         if number < known.revocations:
-            raise DeclinedError(f"revocation list {number} is older than {known.revocations}, shown before")
+            raise DeclinedError(
+                "revocation list", f"revocation list {number} is older than {known.revocations}, shown before"
+            )
         if number > known.revocations:
             self._runs[run] = AcceptedRun(**{**asdict(known), "revocations": number})
             self._save()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from privfed.network import frames
 from privfed.network.certificates import Authority, RevocationList, check_valid
-from privfed.network.errors import DeclinedError, FrameError, NotAdmittedError
+from privfed.network.errors import DeclinedError, FrameError, NotAdmittedError, declined
 from privfed.network.frames import Closed, Invitation, Relay
 from privfed.network.half import Expected
 from privfed.network.limits import Limits
@@ -53,6 +53,11 @@ class Half(Protocol):
     @property
     def rounds(self) -> int:
         """Of the plan."""
+        ...
+
+    @property
+    def clients(self) -> int:
+        """In the population."""
         ...
 
     def expected(self, cohort: int) -> Expected:
@@ -116,9 +121,11 @@ class Participant:
         try:
             frame, body = frames.decode(data, frames.Frame)
         except FrameError as error:
-            raise DeclinedError(f"the server's frame {error}") from None
+            raise declined(error) from None
         if not isinstance(frame, Invitation | Relay | Closed):
-            raise DeclinedError(f"the server's frame is a {type(frame).__name__}, which was not due")
+            raise DeclinedError(
+                "malformed frame", f"the server's frame is a {type(frame).__name__}, which was not due"
+            )
         step = 0 if isinstance(frame, Invitation) else frame.step if isinstance(frame, Relay) else CLOSED
         self.position = (frame.round, step)
         try:
@@ -130,7 +137,7 @@ class Participant:
             return self._go_on(self._session, bytes(body))
         except (SecAggError, NotAdmittedError) as error:
             self._leave()
-            raise DeclinedError(str(error)) from None
+            raise declined(error) from None
         except DeclinedError:
             self._leave()
             raise
@@ -144,25 +151,29 @@ class Participant:
         self._leave()
         half, number = self._half, invitation.round
         if not 1 <= number <= half.rounds:
-            raise DeclinedError(f"round {number} is not among the plan's {half.rounds}")
+            raise DeclinedError("plan mismatch", f"round {number} is not among the plan's {half.rounds}")
         if not len(invitation.members) <= invitation.cohort:
-            raise DeclinedError("more clients are there than were drawn")
+            raise DeclinedError("plan mismatch", "more clients are there than were drawn")
+        if not 1 <= invitation.cohort <= half.clients:
+            raise DeclinedError(
+                "plan mismatch", f"{invitation.cohort} clients were drawn of the plan's {half.clients}"
+            )
         self._limits.check_round(invitation)
         half.check_clip(number, invitation.clip_norm)
         asked = Expected(invitation.dimension, invitation.threshold, invitation.ring_bits)
         if asked != (planned := half.expected(invitation.cohort)):
-            raise DeclinedError(f"the round asks for {asked}, the accepted plan for {planned}")
+            raise DeclinedError("plan mismatch", f"the round asks for {asked}, the accepted plan for {planned}")
         size = 4 * len(half.initial)
         if len(body) != size + sum(invitation.certificates):
-            raise DeclinedError("the invitation's body does not have the announced length")
+            raise DeclinedError("malformed frame", "the invitation's body does not have the announced length")
         weights: Vector = np.frombuffer(body[:size], "<f4").astype(np.float32)
         if not np.isfinite(weights).all():
-            raise DeclinedError("the model's weights are not finite")
+            raise DeclinedError("model", "the model's weights are not finite")
         if number == 1 and not np.array_equal(weights, half.initial):
-            raise DeclinedError("round 1 does not begin with the plan's initial weights")
+            raise DeclinedError("model", "round 1 does not begin with the plan's initial weights")
         if not invitation.session:
-            self._memory.claim_contribution(self._run, number)
             vector = half(number, weights, invitation.cohort, invitation.clip_norm)
+            self._memory.claim_contribution(self._run, number)
             plain = np.ascontiguousarray(vector, "<f8")
             return frames.encode(Relay(round=number, step=0), plain.tobytes())
         directory = self._directory(invitation, body[size:])
@@ -189,13 +200,15 @@ class Participant:
     def _directory(self, invitation: Invitation, certificates: memoryview) -> Directory:
         """The members' keys, each vouched for by the authority: the server can make none up."""
         if len(invitation.certificates) != len(invitation.members):
-            raise DeclinedError("the invitation does not have a certificate for each member")
+            raise DeclinedError("malformed frame", "the invitation does not have a certificate for each member")
         keys, at = {}, 0
         for member, size in zip(invitation.members, invitation.certificates, strict=True):
             certificate = self._authority.client(bytes(certificates[at : at + size]))
             check_valid(certificate, self.revocations)
             if certificate.client != member:
-                raise DeclinedError(f"the certificate of client {certificate.client} stands for client {member}")
+                raise DeclinedError(
+                    "foreign member", f"the certificate of client {certificate.client} stands for client {member}"
+                )
             keys[member], at = certificate.key, at + size
         return Directory(keys)
 

@@ -65,7 +65,7 @@ def accepted(values: dict[str, Any]) -> Settings:
         settings = resolve_settings(values)
         check_servable(settings)
     except PrivFedError as error:
-        raise DeclinedError(f"the plan's settings: {error}") from None
+        raise DeclinedError("plan", f"the plan's settings: {error}") from None
     if ":" in settings.model.name:
-        raise DeclinedError("the plan's model is code, which this client does not run")
+        raise DeclinedError("plan", "the plan's model is code, which this client does not run")
     return settings

@@ -14,7 +14,7 @@ from typing import Any
 from privfed.composition import compose
 from privfed.config import Settings
 from privfed.console import Console
-from privfed.errors import Stopped
+from privfed.errors import DataError, Stopped
 from privfed.executors.local import available_cores
 from privfed.experiment import Experiment
 from privfed.federated.client_work import ClientWork
@@ -26,7 +26,7 @@ from privfed.network.certificates import Authority
 from privfed.network.exchange import Exchange
 from privfed.network.frames import Offer
 from privfed.network.handshakes import counted_handshakes
-from privfed.network.pki import read_identity
+from privfed.network.identity_file import read_identity
 from privfed.network.plan import check_servable, offered
 from privfed.network.remote import Deadlines, NetworkClients
 from privfed.network.service import Bounds, Service
@@ -195,7 +195,10 @@ def run_server(settings: Settings, out: Path, serving: Serving, console: Console
 def _offer(experiment: Experiment, path: Path) -> Offer:
     """The offer; the run's identifier stays the same when it is gone on with."""
     if path.exists():
-        run = str(json.loads(path.read_text(encoding="utf-8"))["run"])
+        try:
+            run = str(json.loads(path.read_text(encoding="utf-8"))["run"])
+        except (ValueError, TypeError, KeyError):
+            raise DataError("names no run", where=str(path), remedy="Take it from a copy, or begin anew") from None
     else:
         run = secrets.token_hex(16)
         write_text(path, json.dumps({"run": run}) + "\n")

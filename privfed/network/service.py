@@ -196,7 +196,7 @@ class Service:
         """The call ``Refuse``."""
         certificate = await self.admit(context)
         frame, _ = await self._decoded(request, context, certificate, Refusal)
-        self._exchange.decline(certificate, frame.round, frame.reason)
+        self._exchange.decline(certificate, frame.round, frame.cause, frame.reason)
         return _VERDICTS["taken"]
 
     async def _read(self, request: AsyncIterator[bytes], context: Any, certificate: Certificate) -> memoryview:

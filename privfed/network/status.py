@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def metrics(tally: Tally) -> str:
     """In Prometheus' text format."""
-    lines: list[str] = []
+    lines, counts = list[str](), tally.counts()
 
     def add(name: str, kind: str, text: str, rows: Sequence[tuple[dict[str, str], float]]) -> None:
         lines.append(f"# HELP privfed_{name} {text}")
@@ -98,11 +98,11 @@ def metrics(tally: Tally) -> str:
     add("cohort", "gauge", "Clients drawn for it.", [({}, tally.now["cohort"])])
     add("survivors", "gauge", "Clients in the newest sum.", [({}, tally.now["survivors"])])
     add("present", "gauge", "Clients that are there.", [({}, tally.present)])
-    add("rounds_total", "counter", "Rounds by outcome.", [({"outcome": k}, v) for k, v in tally.rounds.items()])
-    seconds = [({"stage": stage}, value) for stage, value in tally.stage_seconds.items()]
+    add("rounds_total", "counter", "Rounds by outcome.", [({"outcome": k}, v) for k, v in counts.rounds.items()])
+    seconds = [({"stage": stage}, value) for stage, value in counts.stage_seconds.items()]
     add("stage_seconds_total", "counter", "Time by stage.", seconds)
-    add("stages_total", "counter", "Stages closed.", [({"stage": k}, v) for k, v in tally.stages.items()])
-    add("refused_total", "counter", "Refusals by cause.", [({"cause": k}, v) for k, v in tally.refused.items()])
+    add("stages_total", "counter", "Stages closed.", [({"stage": k}, v) for k, v in counts.stages.items()])
+    add("refused_total", "counter", "Refusals by cause.", [({"cause": k}, v) for k, v in counts.refused.items()])
     add("late_total", "counter", "Messages after their stage.", [({}, tally.late)])
     add("repeated_total", "counter", "Messages that were there already.", [({}, tally.repeated)])
     add("received_bytes_total", "counter", "Of taken messages.", [({}, tally.received_bytes)])
@@ -116,7 +116,7 @@ def metrics(tally: Tally) -> str:
 
 def page(tally: Tally, name: str) -> str:
     """The status page; it loads itself again every two seconds."""
-    now = tally.now
+    now, counts = tally.now, tally.counts()
     rows = [
         ("State", now["state"]),
         ("Round", now["round"]),
@@ -124,7 +124,7 @@ def page(tally: Tally, name: str) -> str:
         ("Clients there", tally.present),
         ("Cohort", now["cohort"]),
         ("Survivors of the last sum", now["survivors"]),
-        ("Rounds", ", ".join(f"{count} {what}" for what, count in tally.rounds.items()) or "none yet"),
+        ("Rounds", ", ".join(f"{count} {what}" for what, count in counts.rounds.items()) or "none yet"),
         ("Test accuracy", "–" if tally.accuracy is None else f"{tally.accuracy:.4f}"),
         ("Late messages", tally.late),
         ("Up for", f"{time.time() - tally.started:.0f} s"),
@@ -133,7 +133,7 @@ def page(tally: Tally, name: str) -> str:
         (who, f"{value:.4g}", labels["delta"], f"{labels['unit']}; {labels['neighbouring']}; {labels['sampling']}")
         for who, (value, labels) in tally.epsilon.items()
     ]
-    refused = sorted(tally.refused.items())
+    refused = sorted(counts.refused.items())
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="2">'
         f"<title>{html.escape(name)} – PrivFed</title><style>{_STYLE}</style><h1>{html.escape(name)}</h1>"

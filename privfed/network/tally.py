@@ -7,10 +7,24 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from privfed.privacy.accounting import Guarantee
+
+MOST_LINES = 1000
+"""About one client, since the start: what it does beyond is counted and no longer written down."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Copies of counters: refusals by cause, rounds by outcome, closed stages and their seconds by name."""
+
+    refused: Mapping[str, int]
+    rounds: Mapping[str, int]
+    stages: Mapping[str, int]
+    stage_seconds: Mapping[str, float]
 
 
 class Tally:
@@ -33,11 +47,21 @@ class Tally:
         self.epsilon: Mapping[str, tuple[float, Mapping[str, str]]] = {}
         self.started = time.time()
         self._events = None if events is None else events.open("a", encoding="utf-8")
+        self._lines: Counter[int] = Counter()
 
-    def event(self, what: str, **values: Any) -> None:
-        """Write an event down."""
+    def event(self, what: str, *, client: int | None = None, **values: Any) -> None:
+        """Write an event down, unless there were too many about ``client``."""
         if self._events is None:
             return
+        if client is not None:
+            with self._lock:
+                self._lines[client] += 1
+                lines = self._lines[client]
+            if lines > MOST_LINES:
+                return
+            values["client"] = client
+            if lines == MOST_LINES:
+                what, values = "no more lines", {"client": client}
         line = json.dumps({"time": round(time.time(), 3), "event": what, **values}, allow_nan=False)
         with self._lock:
             self._events.write(line + "\n")
@@ -48,7 +72,17 @@ class Tally:
         with self._lock:
             self.refused[cause] += 1
         if client is not None:
-            self.event("refused", cause=cause, client=client, reason=reason[:400])
+            self.event("refused", client=client, cause=cause, reason=reason[:400])
+
+    def round(self, outcome: str) -> None:
+        """Count a round that ended: ``completed`` or ``aborted``."""
+        with self._lock:
+            self.rounds[outcome] += 1
+
+    def counts(self) -> Counts:
+        """What is counted by name, as of now: it may be gone through while other threads count on."""
+        with self._lock:
+            return Counts(dict(self.refused), dict(self.rounds), dict(self.stages), dict(self.stage_seconds))
 
     def stage(self, name: str, seconds: float) -> None:
         """Count a stage that ended."""

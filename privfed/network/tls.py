@@ -24,7 +24,7 @@ import grpc
 from privfed.errors import DataError
 from privfed.network.certificates import Authority, Certificate, RevocationList, check_valid, from_pem
 from privfed.network.errors import NotAdmittedError
-from privfed.network.pki import IdentityFile, blocks_of, read_revocations
+from privfed.network.identity_file import IdentityFile, blocks_of, read_revocations
 
 TLS_VERSION = b"TLSv1.3"
 _REMEMBERED = 4096

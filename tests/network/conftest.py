@@ -1,15 +1,17 @@
-"""An authority and a federation on loopback, for all tests of the network."""
+"""An authority, a federation on loopback and a table, for all tests of the network."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from loopback import CLIENTS, Federation, serve
+from roundtable import Table
 
 from privfed.network import pki
+from privfed.network.limits import Limits
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +29,21 @@ def federation(authority_folder: Path, tmp_path: Path) -> Iterator[Federation]:
     folder = tmp_path / "ca"
     shutil.copytree(authority_folder, folder)
     yield from serve(folder, tmp_path)
+
+
+@pytest.fixture
+def make_table(authority_folder: Path, tmp_path: Path) -> Iterator[Callable[..., Table]]:
+    made: list[Table] = []
+
+    def make(limits: Limits | None = None, folder: Path = authority_folder) -> Table:
+        made.append(Table(folder, tmp_path / f"memories {len(made)}", limits or Limits()))
+        return made[-1]
+
+    yield make
+    for table in made:
+        table.close()
+
+
+@pytest.fixture
+def table(make_table: Callable[..., Table]) -> Table:
+    return make_table()

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from privfed.errors import PrivFedError
 from privfed.federated.aggregation import Aggregate, Inputs, RingAggregation
-from privfed.network import frames, pki
+from privfed.network import frames
 from privfed.network.certificates import Authority, from_pem
 from privfed.network.errors import DeclinedError
 from privfed.network.exchange import Exchange
 from privfed.network.frames import Nothing, Offer
 from privfed.network.half import Expected
+from privfed.network.identity_file import IdentityFile, read_identity
 from privfed.network.limits import Limits
 from privfed.network.link import Link
 from privfed.network.memory import ClientMemory
@@ -64,6 +65,7 @@ class FakeHalf:
     client: int
     initial: NDArray[np.float32] = field(default_factory=lambda: WEIGHTS)
     rounds: int = ROUNDS
+    clients: int = CLIENTS
     before: Callable[[int], None] = lambda number: None
 
     def expected(self, cohort: int) -> Expected:
@@ -73,7 +75,7 @@ class FakeHalf:
 
     def check_clip(self, number: int, clip_norm: float | None) -> None:
         if clip_norm is not None:  # as ``ClientHalf`` does where the plan has one that stays
-            raise DeclinedError("the round names a clip norm")
+            raise DeclinedError("clip norm", "the round names a clip norm")
 
     def __call__(
         self, number: int, weights: NDArray[np.float32], cohort: int, clip_norm: float | None = None
@@ -83,6 +85,20 @@ class FakeHalf:
         encoded = encoding.zeros()
         encoding.add(encoded, self.client, update_of(self.client, number))
         return encoded
+
+
+@dataclass
+class PlainHalf(FakeHalf):
+    """Sends ``update_of`` in the clear."""
+
+    factor: float = 1.0
+
+    def expected(self, cohort: int) -> Expected:
+        return Expected(DIMENSION, 0, 0)
+
+    def __call__(self, number: int, weights: Any, cohort: int, clip_norm: float | None = None) -> Any:
+        self.before(number)
+        return self.factor * update_of(self.client, number)
 
 
 class Party(threading.Thread):
@@ -99,7 +115,7 @@ class Party(threading.Thread):
         answer: Callable[[Link, int, bytes], bytes | None] | None = None,
     ) -> None:
         super().__init__(daemon=True, name=f"client {client}")
-        self.identity = pki.read_identity(federation.folder / f"client-{client}.pem")
+        self.identity = read_identity(federation.folder / f"client-{client}.pem")
         authority = Authority(self.identity.authority)
         assert self.identity.signing_key is not None
         self.memory = ClientMemory(folder / f"memory-{client}")
@@ -142,7 +158,7 @@ class Party(threading.Thread):
                 answer = self.participant.receive(data)
             except DeclinedError as error:
                 self.declined.append(str(error))
-                self.link.refuse(self.participant.position[0], str(error))
+                self.link.refuse(self.participant.position[0], error)
                 continue
             if answer is not None and self._answer is not None:
                 answer = self._answer(self.link, self.participant.position[1], answer)
@@ -174,10 +190,11 @@ class Federation:
     def address(self) -> str:
         return self.through or f"127.0.0.1:{self.service.port}"
 
-    def join(self, client: int, folder: Path, **options: Any) -> Party:
+    def join(self, client: int, folder: Path, *, start: bool = True, **options: Any) -> Party:
         party = Party(self, client, folder, **options)
         self.parties.append(party)
-        party.start()
+        if start:
+            party.start()
         return party
 
     def wait_for(self, count: int, seconds: float = 20) -> None:
@@ -186,8 +203,8 @@ class Federation:
     def round(self, number: int, cohort: Sequence[int] = range(CLIENTS)) -> Aggregate:
         return self.clients.sum(WEIGHTS, inputs_of(number, cohort))
 
-    def identity(self, client: int) -> pki.IdentityFile:
-        return pki.read_identity(self.folder / f"client-{client}.pem")
+    def identity(self, client: int) -> IdentityFile:
+        return read_identity(self.folder / f"client-{client}.pem")
 
     def certificate(self, client: int) -> Any:
         identity = self.identity(client)
@@ -195,7 +212,7 @@ class Federation:
 
 
 def serve(folder: Path, out: Path, deadlines: Deadlines | None = None) -> Iterator[Federation]:
-    identity = pki.read_identity(folder / "server-127.0.0.1.pem")
+    identity = read_identity(folder / "server-127.0.0.1.pem")
     authority = Authority(identity.authority)
     revocations = Revocations(folder / "revoked.pem", authority)
     offer = Offer(run="0" * 32, settings={}, clients=CLIENTS, input_shape=[1], classes=2, initial_sha256="0" * 64)
@@ -215,7 +232,8 @@ def serve(folder: Path, out: Path, deadlines: Deadlines | None = None) -> Iterat
         for party in federation.parties:
             party.stop()
         for party in federation.parties:
-            party.join(10)
+            if party.ident is not None:
+                party.join(10)
         tally.close()
 
 

@@ -217,6 +217,7 @@ def test_clients_decline_a_plan_and_say_why_to_the_server(commands: Commands) ->
     refused = commands.events("refused")
     assert {event["client"] for event in refused} == set(range(CLIENTS))
     assert all("above --max-epsilon 0.5" in event["reason"] for event in refused)
+    assert {event["cause"] for event in refused} == {"declined by client: max-epsilon"}
     server.terminate()
     ended, _ = server.communicate(timeout=60)
     assert server.returncode == 143  # nobody came, and nothing was begun

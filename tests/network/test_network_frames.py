@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from privfed.network import frames
-from privfed.network.errors import FrameError
+from privfed.network.errors import CAUSES, FrameError
 from privfed.network.frames import (
     CheckIn,
     Closed,
@@ -28,7 +30,12 @@ FRAMES: st.SearchStrategy[Frame] = st.one_of(
     st.builds(Nothing, state=st.sampled_from(["wait", "finished", "draining", "check in"])),
     st.builds(Relay, round=NUMBERS, step=NUMBERS),
     st.builds(Closed, round=NUMBERS, aborted=st.booleans()),
-    st.builds(Refusal, round=st.none() | NUMBERS, reason=st.text(min_size=1, max_size=400)),
+    st.builds(
+        Refusal,
+        round=st.none() | NUMBERS,
+        cause=st.sampled_from(sorted(CAUSES)) | st.from_regex("^[a-z][a-z -]{0,39}$", fullmatch=True),
+        reason=st.text(min_size=1, max_size=400),
+    ),
     st.builds(Verdict, verdict=st.sampled_from(["taken", "late", "repeated"])),
     st.builds(
         Invitation,
@@ -102,6 +109,14 @@ def test_a_length_that_is_not_there_is_refused_before_it_is_read() -> None:
 def test_another_kind_than_was_due_is_refused() -> None:
     with pytest.raises(FrameError, match="not due"):
         frames.decode(frames.encode(Poll(round=1, step=2)), Relay)
+
+
+@pytest.mark.parametrize("cause", ["", "Min-Noise", "min_noise", "min-noise\n", "a" * 41, 'x",y="', "ε"])
+def test_a_cause_that_is_no_few_small_letters_is_refused(cause: str) -> None:
+    good = frames.encode(Refusal(round=1, cause="other", reason="no"))
+    bad = good[frames.HEADER.size :].replace(b'"other"', json.dumps(cause).encode())
+    with pytest.raises(FrameError, match="wrong"):
+        frames.decode(frames.HEADER.pack(frames.MAGIC, frames.VERSION, Refusal.kind, len(bad)) + bad, Refusal)
 
 
 def test_the_digest_of_an_offer_depends_on_all_of_it() -> None:

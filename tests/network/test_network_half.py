@@ -115,7 +115,9 @@ def half_of(settings: Settings, client: int, data: Path) -> ClientHalf:
     with experiment.client_work() as work:
         plan = experiment.privacy_plan
         largest = 1 if plan is None else plan.largest_cohort
-        return ClientHalf(client, experiment.round(work), experiment.initial_weights, experiment.rounds, largest)
+        return ClientHalf(
+            client, experiment.round(work), experiment.initial_weights, experiment.rounds, CLIENTS, largest
+        )
 
 
 @pytest.mark.parametrize("case", CASES)

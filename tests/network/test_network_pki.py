@@ -14,12 +14,13 @@ from privfed.errors import DataError, OutputError, SettingError
 from privfed.network import pki
 from privfed.network.certificates import Authority, Certificate, check_valid, from_pem
 from privfed.network.errors import NotAdmittedError
+from privfed.network.identity_file import read_identity
 from privfed.network.tls import Gate, Listed, Revocations
 from privfed.secagg import Identity
 
 
 def certificate_of(folder: Path, client: int) -> tuple[Authority, Certificate]:
-    identity = pki.read_identity(folder / f"client-{client}.pem")
+    identity = read_identity(folder / f"client-{client}.pem")
     authority = Authority(identity.authority)
     return authority, authority.client(from_pem(identity.certificate))
 
@@ -31,14 +32,14 @@ def test_keys_are_their_owners_alone(authority_folder: Path) -> None:
 
 def test_a_certificate_binds_a_number_to_the_key_that_signs(authority_folder: Path) -> None:
     _, certificate = certificate_of(authority_folder, 3)
-    identity = pki.read_identity(authority_folder / "client-3.pem")
+    identity = read_identity(authority_folder / "client-3.pem")
     assert certificate.client == 3
     assert identity.signing_key is not None
     assert certificate.key == Identity.from_private_bytes(identity.signing_key).public
 
 
 def test_no_key_is_in_what_an_identity_says_of_itself(authority_folder: Path) -> None:
-    identity = pki.read_identity(authority_folder / "client-3.pem")
+    identity = read_identity(authority_folder / "client-3.pem")
     assert identity.signing_key is not None
     assert "PRIVATE" not in repr(identity)
     assert repr(identity.signing_key) not in repr(identity)
@@ -49,7 +50,7 @@ def test_what_others_can_read_is_refused(authority_folder: Path, tmp_path: Path)
     path.write_bytes((authority_folder / "client-0.pem").read_bytes())
     path.chmod(0o640)
     with pytest.raises(DataError, match="others than its owner"):
-        pki.read_identity(path)
+        read_identity(path)
 
 
 def test_what_is_no_identity_file_is_refused(authority_folder: Path, tmp_path: Path) -> None:
@@ -59,14 +60,14 @@ def test_what_is_no_identity_file_is_refused(authority_folder: Path, tmp_path: P
         path.write_bytes(content)
         path.chmod(0o600)
         with pytest.raises(DataError, match="identity file"):
-            pki.read_identity(path)
+            read_identity(path)
 
 
 def test_certificates_of_another_authority_do_not_count(authority_folder: Path, tmp_path: Path) -> None:
     pki.create(tmp_path / "other")
     pki.issue(tmp_path / "other", client=0)
     authority, _ = certificate_of(authority_folder, 0)
-    theirs = pki.read_identity(tmp_path / "other" / "client-0.pem")
+    theirs = read_identity(tmp_path / "other" / "client-0.pem")
     with pytest.raises(NotAdmittedError) as refusal:
         authority.client(from_pem(theirs.certificate))
     assert refusal.value.cause == "unknown authority"
@@ -74,7 +75,7 @@ def test_certificates_of_another_authority_do_not_count(authority_folder: Path, 
 
 def test_a_server_is_no_client(authority_folder: Path) -> None:
     authority, _ = certificate_of(authority_folder, 0)
-    server = pki.read_identity(authority_folder / "server-127.0.0.1.pem")
+    server = read_identity(authority_folder / "server-127.0.0.1.pem")
     with pytest.raises(NotAdmittedError) as refusal:
         authority.client(from_pem(server.certificate))
     assert refusal.value.cause == "not a client"
@@ -176,7 +177,7 @@ def test_one_authority_in_a_folder_and_one_file_for_a_name(authority_folder: Pat
 def test_listed_are_those_that_were_issued_and_not_revoked(tmp_path: Path) -> None:
     folder = tmp_path / "ca"
     authority, _, revocations = revocable(folder)
-    second = pki.read_identity(pki.issue(folder, client=1))
+    second = read_identity(pki.issue(folder, client=1))
     pki.issue(folder, server="host")
     listed = Listed(folder / "clients.pem", authority, revocations)
     assert listed.pems.count(b"BEGIN") == 2

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from loopback import AGGREGATION, CLIENTS, DIMENSION, FakeHalf, Federation, eventually, inputs_of, update_of
+from loopback import AGGREGATION, CLIENTS, FakeHalf, Federation, PlainHalf, eventually, inputs_of, update_of
 
 from privfed.federated.aggregation import Aggregate, PlainAggregation
 from privfed.network.errors import DeclinedError
-from privfed.network.half import Expected
 from privfed.network.limits import Limits
 from privfed.network.link import Link
 from privfed.network.remote import Deadlines
@@ -158,13 +157,33 @@ def test_a_client_that_declines_is_not_waited_for_and_its_reason_is_on_record(
     assert time.monotonic() - started < 4  # of a deadline of 5 seconds
     assert found.survivors == tuple(range(1, CLIENTS))
     (refused,) = [e for e in events(tmp_path) if e["event"] == "refused"]
-    assert (refused["client"], refused["cause"]) == (0, "declined by client")
+    assert (refused["client"], refused["cause"]) == (0, "declined by client: min-cohort")
+    assert federation.tally.refused == {"declined by client: min-cohort": 1}
     assert "below --min-cohort 100" in refused["reason"]
+
+
+def test_a_refusal_of_an_earlier_round_comes_late(federation: Federation, tmp_path: Path) -> None:
+    """The client is in the round under way, and waited for."""
+
+    def refuses_the_first(link: Link, step: int, answer: bytes) -> bytes:
+        if federation.parties[0].participant.position == (2, Stage.UNMASK):
+            time.sleep(0.5)  # all others have answered
+            link.refuse(1, DeclinedError("other", "on second thoughts"))
+            time.sleep(0.5)
+        return answer
+
+    for client in range(CLIENTS):
+        federation.join(client, tmp_path, answer=refuses_the_first if client == 0 else None)
+    federation.wait_for(CLIENTS)
+    for number in (1, 2):
+        federation.round(number)
+    assert [e["last_stage"] for e in events(tmp_path) if e["event"] == "round"] == [{}, {}]
+    assert federation.tally.refused == {"declined by client: other": 1}
 
 
 def test_training_that_fails_on_one_client_costs_the_round_nothing(federation: Federation, tmp_path: Path) -> None:
     def fails(number: int) -> None:
-        raise DeclinedError("local training gave an update that is not finite")
+        raise DeclinedError("local training", "local training gave an update that is not finite")
 
     federation.join(0, tmp_path, half=FakeHalf(0, before=fails))
     for client in range(1, CLIENTS):
@@ -183,19 +202,6 @@ def test_events_hold_no_secret_and_no_update(federation: Federation, tmp_path: P
     found = events(tmp_path)
     assert found
     assert all(event.keys() <= known for event in found)
-
-
-@dataclass
-class PlainHalf(FakeHalf):
-    """Sends ``update_of`` in the clear."""
-
-    factor: float = 1.0
-
-    def expected(self, cohort: int) -> Expected:
-        return Expected(DIMENSION, 0, 0)
-
-    def __call__(self, number: int, weights: Any, cohort: int, clip_norm: float | None = None) -> Any:
-        return self.factor * update_of(self.client, number)
 
 
 def test_without_masks_the_sum_is_the_plain_one_and_the_server_sees_each_vector(

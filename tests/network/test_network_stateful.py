@@ -1,24 +1,21 @@
-"""Central noise with a memory, and clip norms that move: over a network they do what they do in simulation."""
+"""Central noise with a memory, and clip norms that move: what a client keeps count of, and what it believes.
+
+That whole trainings are the simulation's: ``test_network_training.py``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from privfed.composition import compose
 from privfed.config import Settings
 from privfed.experiment import Experiment
-from privfed.federated.aggregation import Aggregate, Inputs, PlainAggregation, RingAggregation
-from privfed.federated.client_work import ClientWork
-from privfed.federated.round import Round
-from privfed.federated.training import digest
 from privfed.network.errors import DeclinedError
-from privfed.network.frames import Invitation, decode, encode
 from privfed.network.half import ClientHalf
 from privfed.network.join import _participation, _spent, own_population
 from privfed.network.limits import Limits
@@ -70,81 +67,7 @@ def half_of(experiment: Experiment, client: int) -> ClientHalf:
     assert plan is not None
     with experiment.client_work() as work:
         parts = experiment.round(work)
-    return ClientHalf(client, parts, experiment.initial_weights, experiment.rounds, plan.largest_cohort)
-
-
-@dataclass
-class HalvesElsewhere:
-    """Real halves behind a frame, each with its own memory; what they send is summed as the server does."""
-
-    halves: dict[int, ClientHalf]
-    memories: dict[int, ClientMemory]
-    parts: Round
-    named: list[float | None]
-
-    def sum(self, weights: NDArray[np.float32], inputs: Inputs) -> Aggregate:
-        invitation = Invitation(
-            round=inputs.round,
-            cohort=len(inputs.cohort),
-            members=[],
-            certificates=[],
-            session="",
-            threshold=0,
-            dimension=inputs.length,
-            ring_bits=0,
-            clip_norm=inputs.clip_norm,
-        )
-        received, _ = decode(encode(invitation), Invitation)
-        self.named.append(received.clip_norm)
-        vectors = {}
-        for client in inputs.cohort:
-            half = self.halves[client]
-            half.check_clip(received.round, received.clip_norm)
-            vectors[client] = half(received.round, weights, received.cohort, received.clip_norm)
-            self.memories[client].claim_contribution("run", received.round)
-        aggregation = self.parts.aggregation
-        if not isinstance(aggregation, RingAggregation):
-            return PlainAggregation().sum(inputs, vectors, {})
-        encoding = aggregation.encoding(inputs)
-        result = aggregation.secure_sum(
-            inputs.round, aggregation.threshold_of(inputs), inputs.model, encoding.codec.ring_bits
-        ).sum(vectors, {})
-        return Aggregate(encoding.decode(result.total), result.survivors, {}, {}, {}, {})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_the_weights_are_the_simulations_bit_by_bit(
-    case: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    settings = settings_of(case)
-    simulated = compose(settings).run(None, lambda report: None)
-    data = tmp_path / "data.toml"
-    data.write_text(dump_toml(settings), encoding="utf-8")
-    halves: dict[int, ClientHalf] = {}
-    memories: dict[int, ClientMemory] = {}
-    named: list[float | None] = []
-    for client in range(CLIENTS):
-        joined = as_joined(settings, client, data)
-        halves[client] = half_of(joined, client)
-        memories[client] = ClientMemory(tmp_path / f"memory-{client}")
-        request.addfinalizer(memories[client].close)
-        memories[client].accept("run", "0" * 64, 1.0, *_participation(joined))
-
-    class Served(Experiment):
-        def round(self, work: ClientWork) -> Round:
-            parts = super().round(work)
-            return replace(parts, remote=HalvesElsewhere(halves, memories, parts, named))
-
-    experiment = compose(settings)
-    served = Served(**{f.name: getattr(experiment, f.name) for f in fields(Experiment)})
-    result = served.run(None, lambda report: None)
-    assert [r.weights_sha256 for r in result.reports] == [r.weights_sha256 for r in simulated.reports]
-    assert digest(result.weights) == digest(simulated.weights)
-    if settings.privacy.mechanism == "adaptive":
-        assert len(set(named)) == ROUNDS  # it moves each time, and no client could have guessed it
-    else:
-        assert set(named) == {None}
+    return ClientHalf(client, parts, experiment.initial_weights, experiment.rounds, CLIENTS, plan.largest_cohort)
 
 
 def test_a_client_contributes_no_sooner_and_no_more_often_than_correlated_noise_allows(tmp_path: Path) -> None:

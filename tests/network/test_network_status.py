@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from privfed.network.status import Status, metrics, page
-from privfed.network.tally import Tally
+from privfed.network.tally import MOST_LINES, Tally
 from privfed.privacy.accounting import Guarantee
 
 
@@ -25,6 +25,7 @@ def tally() -> Tally:
     tally.rounds.update(completed=6, aborted=1)
     tally.refuse("revoked")
     tally.refuse("revoked")
+    tally.refuse("declined by client: min-cohort", 3, "4 clients are below --min-cohort 5")
     tally.refuse('a "quoted" <cause>')
     tally.stage("masked_input", 1.5)
     tally.accuracy = 0.875
@@ -60,6 +61,7 @@ def test_metrics_are_in_prometheus_format_and_epsilon_has_its_terms(status: Stat
     lines = text.splitlines()
     assert all(LINE.fullmatch(line) for line in lines if not line.startswith("#"))
     assert 'privfed_refused_total{cause="revoked"} 2' in lines
+    assert 'privfed_refused_total{cause="declined by client: min-cohort"} 1' in lines
     assert 'privfed_refused_total{cause="a \\"quoted\\" <cause>"} 1' in lines
     assert 'privfed_stage_seconds_total{stage="masked_input"} 1.5' in lines
     (spent,) = [line for line in lines if line.startswith("privfed_epsilon_spent{")]
@@ -68,6 +70,28 @@ def test_metrics_are_in_prometheus_format_and_epsilon_has_its_terms(status: Stat
         assert f'{label}="' in spent
     named = {line.split()[2] for line in lines if line.startswith("# TYPE")}
     assert {line.split("{")[0].split(" ")[0] for line in lines if not line.startswith("#")} <= named
+
+
+def test_counters_are_gone_through_while_they_grow(tally: Tally) -> None:
+    """A dictionary that grows in another thread meanwhile would end the scrape."""
+    refused = tally.counts().refused
+    for cause, _ in refused.items():
+        tally.refuse(f"{cause} again")
+    assert len(tally.counts().refused) == 2 * len(refused)
+
+
+def test_a_client_fills_no_disk_with_events(tmp_path: Path) -> None:
+    tally = Tally(tmp_path / "events.jsonl")
+    for _ in range(MOST_LINES + 50):
+        tally.refuse("rate", 7)
+    tally.refuse("rate", 8)
+    tally.event("round", round=1)
+    tally.close()
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text("utf-8").splitlines()]
+    assert len(lines) == MOST_LINES + 2
+    assert (lines[-3]["event"], lines[-3]["client"]) == ("no more lines", 7)
+    assert [line["event"] for line in lines[-2:]] == ["refused", "round"]
+    assert tally.refused == {"rate": MOST_LINES + 51}
 
 
 def test_health_says_how_it_stands(status: Status) -> None:
@@ -83,6 +107,7 @@ def test_nothing_else_is_there_and_nobody_else_is_listened_to(status: Status) ->
 def test_the_page_takes_no_name_for_markup(tally: Tally) -> None:
     text = page(tally, "<script>alert(1)</script>")
     assert "<script>" not in text
+    assert "<td>declined by client: min-cohort</td><td>1</td>" in text
     assert "&lt;cause&gt;" in text
     assert metrics(tally)
 
