@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Row:
         partial: Of labels: whether the share of labels that are right counts, and not only whole multisets.
         targets: When nothing else is asked for.
         each: Whether the share of images that are right counts, and not only whole batches.
-        settings: Of the attack; of gradient matching alone.
+        settings: Of the attack; of labels, how many ``auxiliary`` training images the attacker has.
         trained: Steps of SGD (batches of 64, rate 0.1) on the training images before the attack.
         clip: L2 bound of the update, known to the attacker.
         white: The byte that is one; above 255 pixels are no bytes, as far as an attacker knows them.
@@ -144,6 +145,7 @@ ROWS = {
     "labels-lenet-1": Row("labels", "lenet", {}, 1, 0, 1.0, None),
     "labels-lenet-8": Row("labels", "lenet", {}, 8, 0, 1.0, None),
     "labels-lenet-32": Row("labels", "lenet", {}, 32, 0, 1.0, None),
+    "labels-lenet-32-auxiliary": Row("labels", "lenet", {}, 32, 0, 1.0, None, settings={"auxiliary": 2048}),
     "labels-mlp-8": Row("labels", "mlp", MLP, 8, 0, 0.95, None, partial=True),
     "labels-mlp-32": Row("labels", "mlp", MLP, 32, 0, 0.95, None, partial=True),
 }
@@ -245,12 +247,21 @@ def attack_images(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int)
     return Outcome(success, lowest, found.seconds, cpu, None, found.residual, verified)
 
 
-def attack_labels(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int) -> Outcome:
+def public_examples(folder: Path, count: int) -> Any:
+    """Of the training split: no target, and only for rows whose models are not trained on it."""
+    from attacks import Auxiliary
+
+    pixels, labels = images(folder, "train")
+    picked = np.random.default_rng(0xA1).permuted(np.arange(len(labels)))[:count]
+    return Auxiliary(pixels[picked].astype(np.float32) / np.float32(255), labels[picked])
+
+
+def attack_labels(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int, auxiliary: Any = None) -> Outcome:
     from attacks import infer_label_counts
 
     update = local_update(row, model, weights, x.astype(np.float32) / np.float32(255), y)
     start, cpu = time.perf_counter(), time.process_time()
-    counts = infer_label_counts(model, weights, -update / LEARNING_RATE, row.batch)
+    counts = infer_label_counts(model, weights, -update / LEARNING_RATE, row.batch, auxiliary)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     right = float(np.minimum(counts, np.bincount(y, minlength=model.classes)).sum()) / row.batch
     return Outcome(right if row.partial else float(right == 1), float("nan"), seconds, cpu)
@@ -266,6 +277,8 @@ def run(row: Row, targets: int, data: Path, progress: bool, first: int = 0) -> d
     model = (ZOO | MODELS)[row.model]((side, side, 1), 10, **row.options)
     chosen = np.random.default_rng(0x5EED).permuted(np.arange(len(labels)))
     attack: Callable[..., Outcome] = attack_labels if row.attack == "labels" else attack_images
+    if "auxiliary" in row.settings:
+        attack = partial(attack_labels, auxiliary=public_examples(data, row.settings["auxiliary"]))
     starts = [trained(row, model, draw, data) for draw in range(DRAWS)]
     outcomes: list[Outcome] = []
     for target in (first, *range(first, first + targets)):
