@@ -13,11 +13,11 @@ from attacks import Auxiliary, RecursiveAnalytic, SparseDecomposition, attempt, 
 from attacks.conv_chain import find_chain, forward
 from attacks.first_layer import input_gradients, relu_follows
 from attacks.label_counts import made_up_inputs
+from attacks.layer_factors import factorise
 from attacks.mean_probabilities import fit_mean_probabilities
 from attacks.pixels import on_grid, snap
 from attacks.scoring import psnr, score
 from attacks.sparse_decomposition import STALLED
-from attacks.sparse_directions import factorise
 from privfed.models.functional import Model, VariableSpec
 from privfed.models.zoo import ZOO
 from privfed.transcript import Kind
