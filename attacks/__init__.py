@@ -15,7 +15,7 @@ from attacks.dense_layer import DenseLayer
 from attacks.gradient_matching import GradientMatching
 from attacks.imprint import Imprint
 from attacks.inconsistency import ModelInconsistency
-from attacks.label_counts import infer_label_counts
+from attacks.label_counts import Auxiliary, infer_label_counts
 from attacks.labels import infer_labels
 from attacks.local_training import LocalTraining
 from attacks.recursive_analytic import RecursiveAnalytic
@@ -59,6 +59,7 @@ __all__ = [
     "Attack",
     "AttackOutcome",
     "Auto",
+    "Auxiliary",
     "Dager",
     "DenseLayer",
     "GradientMatching",

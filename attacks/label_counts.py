@@ -5,11 +5,15 @@ So the counts are exact once ``p̄`` is known to within half an example. iLRG (M
 3) takes it from the features that the ratio of the layer's weight and bias gradients stands for, which
 fails where a class is as frequent as it is probable and both gradients vanish; an attacker without data can also
 take it from made-up inputs. Here the two are averaged by how far each is to be trusted, and each class gets
-features of its own. All of it happens in the space of the logits, so the model may be opaque but for its end.
+features of its own. A regression on the made-up inputs (``attacks.mean_probabilities``) corrects the result. All
+of it happens in the space of the logits, so the model may be opaque but for its end.
+
+An attacker with labelled data of the same kind needs none of this but the regression, fitted on them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from attacks.mean_probabilities import MOST_CLASSES, fit_mean_probabilities
 from privfed.models.functional import Model
 
 Array = NDArray[np.float64]
@@ -30,9 +35,44 @@ ROUNDS = 3
 """Times that probabilities and counts are taken from each other."""
 DROPPED = 1e-3
 """Directions with less than this share of the largest singular value say nothing about a class's features."""
+REGRESSED = 0.15
+"""Weight of the regression on made-up inputs in the mean probabilities."""
 
 
-def infer_label_counts(model: Model, weights: NDArray[Any], gradient: NDArray[np.float64], count: int) -> Array:
+@dataclass(frozen=True, eq=False)
+class Auxiliary:
+    """Labelled examples of the same kind as the clients', which the attacker has from elsewhere.
+
+    Attributes:
+        inputs: ``[k, *input_shape]``; a few hundred for ten classes.
+        labels: ``[k]``.
+    """
+
+    inputs: NDArray[Any]
+    labels: NDArray[np.int64]
+
+    def check(self, model: Model) -> None:
+        """Raises ``ValueError`` unless they are examples for ``model``."""
+        if self.inputs.shape[1:] != model.input_shape or not len(self.inputs):
+            shape = ", ".join(str(n) for n in model.input_shape)
+            raise ValueError(
+                f"auxiliary inputs have shape {self.inputs.shape}: model {model.name} takes [k, {shape}]"
+            )
+        if not np.isfinite(self.inputs).all():
+            raise ValueError("auxiliary inputs are not all finite: remove those that are not")
+        if self.labels.shape != (len(self.inputs),) or not np.isin(self.labels, np.arange(model.classes)).all():
+            raise ValueError(
+                f"auxiliary labels: one from 0 to {model.classes - 1} is needed for each of the inputs"
+            )
+
+
+def infer_label_counts(
+    model: Model,
+    weights: NDArray[Any],
+    gradient: NDArray[np.float64],
+    count: int,
+    auxiliary: Auxiliary | None = None,
+) -> Array:
     """The number of examples of each class, ``[classes]`` whole numbers that add up to ``count``.
 
     Args:
@@ -40,9 +80,11 @@ def infer_label_counts(model: Model, weights: NDArray[Any], gradient: NDArray[np
         weights: At which the gradient was taken, ``[d]``.
         gradient: The mean gradient over the examples at its own scale, ``[d]``: of a single step.
         count: How many examples, at least 1.
+        auxiliary: What the attacker has of such data; without, inputs are made up.
 
     Raises:
-        ValueError: The count is below 1, or the model has no dense layer at its end.
+        ValueError: The count is below 1, the model has no dense layer at its end, or the auxiliary data do not fit
+            the model.
     """
     if count < 1:
         raise ValueError(f"count is {count}: at least one label has to be asked for")
@@ -54,8 +96,22 @@ def infer_label_counts(model: Model, weights: NDArray[Any], gradient: NDArray[np
         raise ValueError("the gradient of the last layer's bias is zero: it says nothing about labels")
     # [classes, classes]: column c is the mean over the examples of (logits − bias) · (p_c − y_c).
     product = kernel.T @ kernel_gradient
-    logits = _mean_logits(product, error, bias, _made_up_logits(model, weights))
-    counts = _rounded((_softmax(logits) - error) * count, count)
+    if auxiliary is not None:
+        auxiliary.check(model)
+        theirs = _logits(model, weights, auxiliary.inputs)
+        found = fit_mean_probabilities(theirs, bias, auxiliary.labels)(error, product)
+        return _rounded((found - error) * count, count)
+    made_up = _logits(model, weights, made_up_inputs(model.input_shape))
+    logits = _mean_logits(product, error, bias, made_up)
+    if model.classes <= MOST_CLASSES:
+        share, regressed = REGRESSED, fit_mean_probabilities(made_up, bias, None)(error, product)
+    else:
+        share, regressed = 0.0, np.zeros(model.classes)
+
+    def counted(mean: Array) -> Array:
+        return _rounded(((1 - share) * mean + share * regressed - error) * count, count)
+
+    counts = counted(_softmax(logits))
     probabilities = np.tile(_softmax(logits), (model.classes, 1))
     rest = product - np.outer(logits - bias, error)
     for _ in range(ROUNDS):
@@ -64,7 +120,7 @@ def infer_label_counts(model: Model, weights: NDArray[Any], gradient: NDArray[np
         shift = np.linalg.pinv(effect, rcond=DROPPED).T @ rest.T
         own = np.where(counts[:, None] > 0, shift / np.maximum(root, 1e-9)[:, None], 0.0)
         probabilities = _softmax(logits + own)
-        counts = _rounded(((counts / count) @ probabilities - error) * count, count)
+        counts = counted((counts / count) @ probabilities)
     return counts
 
 
@@ -104,11 +160,11 @@ def _softmax(logits: Array) -> Array:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
-def _made_up_logits(model: Model, weights: NDArray[Any]) -> Array:
+def _logits(model: Model, weights: NDArray[Any], inputs: NDArray[Any]) -> Array:
     import tensorflow as tf
 
     variables = [tf.constant(np.asarray(part, np.float32)) for part in model.unflatten(np.asarray(weights))]
-    return np.asarray(model.logits(variables, tf.constant(made_up_inputs(model.input_shape))).numpy(), np.float64)
+    return np.asarray(model.logits(variables, tf.constant(inputs, tf.float32)).numpy(), np.float64)
 
 
 @lru_cache(maxsize=8)

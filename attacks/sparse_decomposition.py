@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.first_layer import input_gradients, relu_follows
 from attacks.gradient import estimate_gradient
+from attacks.layer_factors import Factors, Matrix, factorise
 from attacks.pixels import made_of_bytes, on_grid, snap
-from attacks.sparse_directions import Factors, Matrix, Search, Split, factorise
+from attacks.sparse_directions import Search, Split
 from attacks.unmixing import unmix
 from privfed.models.functional import Model
 from privfed.transcript import Observation, Observer, View

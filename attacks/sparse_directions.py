@@ -18,12 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Matrix = NDArray[np.float64]
+from attacks.layer_factors import Factors, Matrix
+from attacks.robust_fit import fit_directions
 
-FLOOR = 1e-13
-"""Singular values below this share of the largest are rounding, whatever their own gaps."""
-GAP = 20.0
-"""The singular values of the examples end where one is this many times the next."""
 ROUNDING = 8.0
 """Standard deviations of the noise within which an entry counts as zero."""
 SWAPS = 8
@@ -36,10 +33,6 @@ SHARES = ((0.1, 0.3), (0.2, 0.3), (0.1, 0.1), (0.2, 0.1), (0.35, 0.1))
 """Of all live units, how many of the lowest are fitted."""
 BESIDE = (0.1, 0.2, 0.3, 0.5, 0.7)
 """Likewise where directions found already are kept out."""
-RIDGE = 1e-12
-"""Of such a fit, relative to the trace of its equations, which an exact fit leaves singular."""
-FITS = 12
-"""Reweightings of the robust fit; the second half with the weights of an ℓ0 fit."""
 SAME = 1e-4
 """Directions whose cosine is closer to one than this are the same."""
 LEVERAGE = 1 - 1e-6
@@ -48,56 +41,6 @@ INSIDE = 0.99
 """A set of zeros counts as inside another when this share of it is."""
 INDEPENDENT = 1e-2
 """A direction with less than this length outside the span of others is one of their combinations."""
-
-
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """``[dW; db] = left · diag(values) · rightᵀ`` of rank ``b``, and how much noise there is in it.
-
-    Attributes:
-        left: ``[inputs + 1, b]``, orthonormal.
-        values: ``[b]``, descending.
-        right: ``[units, b]``, orthonormal.
-        noise: Standard deviation of what is left over, per entry of the gradient.
-        residual: Share of the gradient's norm left over.
-    """
-
-    left: Matrix
-    values: NDArray[np.float64]
-    right: Matrix
-    noise: float
-    residual: float
-
-    @property
-    def rank(self) -> int:
-        """How many examples there are, as long as no two are collinear."""
-        return len(self.values)
-
-
-def factorise(gradient: Matrix, known_noise: float = 0.0) -> Factors | None:
-    """The rank of ``gradient`` ``[inputs + 1, units]`` by the widest gap of its singular values, or ``None``.
-
-    Args:
-        gradient: Finite.
-        known_noise: Standard deviation per entry of noise that the observer knows of.
-    """
-    # Pixels that are black and units that are off in all examples have no noise either: a second, false gap.
-    lit, live = gradient.any(axis=1), gradient.any(axis=0)
-    left, values, right = np.linalg.svd(gradient[np.ix_(lit, live)], full_matrices=False)
-    most = len(values) // 2
-    if most < 1:
-        return None
-    # The largest singular value of pure noise is σ (√rows + √columns): the edge of Marchenko and Pastur.
-    edge = float(np.sqrt(lit.sum()) + np.sqrt(live.sum()))
-    floored = np.maximum(values, max(FLOOR * values[0], known_noise * edge))
-    ratios = floored[:most] / floored[1 : most + 1]
-    rank = int(np.argmax(ratios)) + 1
-    if ratios[rank - 1] < GAP:
-        return None
-    full_left, full_right = np.zeros((len(lit), rank)), np.zeros((len(live), rank))
-    full_left[lit], full_right[live] = left[:, :rank], right[:rank].T
-    residual = float(np.linalg.norm(values[rank:]) / np.linalg.norm(values))
-    return Factors(full_left, values[:rank], full_right, float(floored[rank]) / edge, residual)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +136,7 @@ class Search:
             allowed, np.where(rng.random((count, 1)) < 0.3, heights[0], np.maximum(*heights)), np.inf
         )
         for i, share in enumerate(SHARES):
-            self._collect(self._fit(height[i :: len(SHARES)], *share))
+            self._collect(fit_directions(self._unit_rows, height[i :: len(SHARES)], *share))
         chosen = self._select()
         doubtful: list[NDArray[np.float64]] = []
         if 0 < len(chosen) < rank:
@@ -241,7 +184,7 @@ class Search:
         toward /= np.maximum(np.linalg.norm(toward, axis=1, keepdims=True), 1e-300)
         for i, share in enumerate(BESIDE):
             picked = slice(i, None, len(BESIDE))
-            doubtful += self._collect(self._fit(height[picked], share, 0.1, toward[picked]))
+            doubtful += self._collect(fit_directions(self._unit_rows, height[picked], share, 0.1, toward[picked]))
         return doubtful
 
     def _apart(self, chosen: Matrix, count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -297,33 +240,6 @@ class Search:
             guesses[::3] -= guesses[::3] @ basis @ basis.T
             guesses[1::3] -= guesses[1::3] @ basis @ basis.T
         return np.asarray(guesses)
-
-    def _fit(self, height: Matrix, share: float, first: float, toward: Matrix | None = None) -> Matrix:
-        """For each row of heights ``[count, units]`` the direction most of its lowest units are orthogonal to.
-
-        With ``toward`` ``[count, b]`` it is one of those that have the same component along it.
-        """
-        total, rank = len(self._rows), self._factors.rank
-        taken = min(max(int(share * total), 2 * rank), total - 1)
-        lowest = np.argpartition(height, taken, axis=1)[:, :taken]
-        rows = self._unit_rows[lowest]
-        # Units left out (infinitely high) may be among the lowest when few are left; they get no weight.
-        part = np.isfinite(np.take_along_axis(height, lowest, axis=1)).astype(np.float64)
-        weights = part
-        directions = np.zeros((len(height), rank))
-        for step in range(FITS):
-            gram = np.matmul((rows * weights[..., None]).transpose(0, 2, 1), rows)
-            if toward is None:
-                directions = np.linalg.eigh(gram)[1][:, :, 0]
-            else:
-                gram += RIDGE * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(rank)
-                directions = np.linalg.solve(gram, toward[:, :, None])[:, :, 0]
-                directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-            distance = np.einsum("snb,sb->sn", rows, directions)
-            width = first * (1e-3 / first) ** (step / (FITS - 1))
-            power = -0.5 if step < FITS // 2 else -1.0
-            weights = part * (distance**2 + width**2) ** power
-        return directions
 
     def _collect(self, directions: Matrix) -> list[NDArray[np.float64]]:
         """Sharpen what is new among ``directions``, and keep what has more zeros than its own rank explains.

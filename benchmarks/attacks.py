@@ -17,7 +17,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,125 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import attacks_active
 import attacks_membership
-import attacks_models
 import attacks_peers
 import attacks_text
 import table
+from attacks_rows import MODELS, ROWS, Row, matching
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 DRAWS = 5
 LEARNING_RATE = 0.1
-EXACT = 1e-8
-"""Mean squared error below which a reconstruction is exact."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One setting.
-
-    Attributes:
-        attack: A key of ``attacks.ATTACKS``, or ``labels``.
-        model: A key of the zoo, or of ``MODELS``.
-        options: Of the model's builder.
-        batch: Examples behind an observation.
-        psnr: Every image of a batch must reach so many dB for a success.
-        rate: Share of targets that must succeed.
-        seconds: Median that must not be exceeded; ``None`` when only the rate counts.
-        epochs: Local, each of one pass over the client's examples.
-        step: Examples in a local step; all of the client's by default.
-        clients: In the sum; the batch is divided among them.
-        partial: Of labels: whether the share of labels that are right counts, and not only whole multisets.
-        targets: When nothing else is asked for.
-        each: Whether the share of images that are right counts, and not only whole batches.
-        settings: Of the attack; of gradient matching alone.
-        trained: Steps of SGD (batches of 64, rate 0.1) on the training images before the attack.
-        clip: L2 bound of the update, known to the attacker.
-        white: The byte that is one; above 255 pixels are no bytes, as far as an attacker knows them.
-        halved: Whether images are 14×14, means of four pixels each.
-    """
-
-    attack: str
-    model: str
-    options: dict[str, Any]
-    batch: int
-    psnr: float
-    rate: float
-    seconds: float | None
-    epochs: int = 1
-    step: int | None = None
-    clients: int = 1
-    partial: bool = False
-    targets: int = 100
-    each: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-    trained: int = 0
-    clip: float | None = None
-    white: int = 255
-    halved: bool = False
-
-
-def matching(batch: int, rate: float, seconds: float | None = None, **options: Any) -> Row:
-    """A row of gradient matching; 30 dB is an MSE of 1e-3, the rule of Zhu et al. (2019)."""
-    settings = {"batch": batch, "iterations": 3000 if batch == 2 else 1000, "starts": 6 if batch <= 2 else 3}
-    return Row(
-        **{
-            "attack": "gradient_matching",
-            "model": "lenet",
-            "options": {},
-            "batch": batch,
-            "psnr": 30,
-            "rate": rate,
-            "seconds": seconds,
-            "each": True,
-            "settings": settings,
-            **options,
-        }
-    )
-
-
-MODELS = {"resnet": attacks_models.resnet}
-MLP, WIDE = {"hidden": (200,)}, {"hidden": (1000,)}
-ROWS = {
-    "dense-layer": Row("dense_layer", "mlp", MLP, 1, 140, 1.0, 0.05),
-    "sparse-decomposition-1": Row("sparse_decomposition", "mlp", MLP, 1, 140, 1.0, 0.5),
-    "sparse-decomposition-2": Row("sparse_decomposition", "mlp", MLP, 2, 140, 1.0, 0.5),
-    "sparse-decomposition-4": Row("sparse_decomposition", "mlp", MLP, 4, 140, 1.0, 0.5),
-    "sparse-decomposition-8": Row("sparse_decomposition", "mlp", MLP, 8, 140, 1.0, 0.5),
-    "sparse-decomposition-16": Row("sparse_decomposition", "mlp", WIDE, 16, 80, 0.95, 5.0, targets=50),
-    "sparse-decomposition-24": Row("sparse_decomposition", "mlp", WIDE, 24, 80, 0.0, None, targets=50),
-    "sparse-decomposition-32": Row("sparse_decomposition", "mlp", WIDE, 32, 80, 0.0, None, targets=20),
-    "sparse-decomposition-epochs": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, epochs=10),
-    "sparse-decomposition-steps": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, epochs=10, step=2),
-    "sparse-decomposition-steps-float": Row(
-        "sparse_decomposition", "mlp", MLP, 8, 80, 0.0, None, epochs=10, step=2, white=300
-    ),
-    "sparse-decomposition-sum": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, clients=4),
-    "sparse-decomposition-sum-8": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, clients=8),
-    "recursive-analytic": Row("recursive_analytic", "lenet", {}, 1, 100, 1.0, 0.3),
-    "gradient-matching-1": matching(1, 0.98, 2.0),
-    "gradient-matching-2": matching(2, 0.95, targets=25),
-    "gradient-matching-4": matching(4, 0.90, targets=15),
-    "gradient-matching-8": matching(8, 0.85, targets=10),
-    "gradient-matching-8-halved": matching(8, 0.85, targets=10, halved=True),
-    "gradient-matching-clipped": matching(1, 0.0, clip=0.01, targets=50),
-    "gradient-matching-relu": matching(1, 0.0, options={"activation": "relu"}, targets=25),
-    "gradient-matching-cnn": matching(1, 0.0, model="cnn", settings={"batch": 1, "iterations": 300}, targets=10),
-    "gradient-matching-resnet": matching(
-        1, 0.0, model="resnet", settings={"batch": 1, "iterations": 1500, "starts": 1}, targets=10
-    ),
-    "gradient-matching-trained": matching(1, 0.0, trained=300, targets=50),
-    "local-training": matching(
-        2, 0.0, attack="local_training", settings={"examples": 2, "iterations": 1500}, epochs=3, step=1, targets=20
-    ),
-    "local-training-one-step": matching(2, 0.0, epochs=3, step=1, targets=20),
-    "dlg": matching(1, 0.0, attack="dlg", settings={"iterations": 300}, targets=50),
-    "idlg": matching(1, 0.0, attack="idlg", settings={"iterations": 300}, targets=50),
-    "labels-lenet-1": Row("labels", "lenet", {}, 1, 0, 1.0, None),
-    "labels-lenet-8": Row("labels", "lenet", {}, 8, 0, 1.0, None),
-    "labels-lenet-32": Row("labels", "lenet", {}, 32, 0, 1.0, None),
-    "labels-mlp-8": Row("labels", "mlp", MLP, 8, 0, 0.95, None, partial=True),
-    "labels-mlp-32": Row("labels", "mlp", MLP, 32, 0, 0.95, None, partial=True),
-}
 
 
 def images(folder: Path, split: str = "t10k") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -245,12 +135,21 @@ def attack_images(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int)
     return Outcome(success, lowest, found.seconds, cpu, None, found.residual, verified)
 
 
-def attack_labels(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int) -> Outcome:
+def public_examples(folder: Path, count: int) -> Any:
+    """Of the training split: no target, and only for rows whose models are not trained on it."""
+    from attacks import Auxiliary
+
+    pixels, labels = images(folder, "train")
+    picked = np.random.default_rng(0xA1).permuted(np.arange(len(labels)))[:count]
+    return Auxiliary(pixels[picked].astype(np.float32) / np.float32(255), labels[picked])
+
+
+def attack_labels(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int, auxiliary: Any = None) -> Outcome:
     from attacks import infer_label_counts
 
     update = local_update(row, model, weights, x.astype(np.float32) / np.float32(255), y)
     start, cpu = time.perf_counter(), time.process_time()
-    counts = infer_label_counts(model, weights, -update / LEARNING_RATE, row.batch)
+    counts = infer_label_counts(model, weights, -update / LEARNING_RATE, row.batch, auxiliary)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     right = float(np.minimum(counts, np.bincount(y, minlength=model.classes)).sum()) / row.batch
     return Outcome(right if row.partial else float(right == 1), float("nan"), seconds, cpu)
@@ -266,6 +165,8 @@ def run(row: Row, targets: int, data: Path, progress: bool, first: int = 0) -> d
     model = (ZOO | MODELS)[row.model]((side, side, 1), 10, **row.options)
     chosen = np.random.default_rng(0x5EED).permuted(np.arange(len(labels)))
     attack: Callable[..., Outcome] = attack_labels if row.attack == "labels" else attack_images
+    if "auxiliary" in row.settings:
+        attack = partial(attack_labels, auxiliary=public_examples(data, row.settings["auxiliary"]))
     starts = [trained(row, model, draw, data) for draw in range(DRAWS)]
     outcomes: list[Outcome] = []
     for target in (first, *range(first, first + targets)):

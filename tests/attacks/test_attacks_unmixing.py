@@ -10,9 +10,10 @@ import pytest
 from attacks import SparseDecomposition, attempt
 from attacks.auto import is_verified
 from attacks.base import Guess
+from attacks.layer_factors import factorise
 from attacks.pixels import made_of_bytes, on_grid
 from attacks.sparse_decomposition import _checked, _layer, _unmixed
-from attacks.sparse_directions import Search, factorise
+from attacks.sparse_directions import Search
 from attacks.unmixing import unmix
 
 ROWS = [0, 1, 2, 3]
