@@ -15,10 +15,10 @@ import pytest
 from loopback import eventually
 from test_network_stateful import CASES, CLIENTS, ROUNDS, settings_of
 
+from privfed.composition import compose
 from privfed.config import Settings
 from privfed.console import Console
 from privfed.errors import DataError
-from privfed.composition import compose
 from privfed.federated.training import digest
 from privfed.network.join import Joining, run_client
 from privfed.network.limits import Limits
