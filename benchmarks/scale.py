@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.clients < max(args.cohorts):
         parser.error(f"--cohorts {max(args.cohorts)}: there are {args.clients} clients")
     rows = measured(args)
-    text = table.on_ray(rows, args.clients, args.examples)
+    text = table.on_ray(rows, args.clients, args.examples, os.getloadavg()[0])
     print("\n".join(json.dumps(row) for row in rows) if args.json else text)
     if args.markdown:
         table.replace_section(args.markdown, "Rounds on Ray", text)

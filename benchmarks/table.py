@@ -79,8 +79,8 @@ def scaling(rows: list[dict[str, Any]], fits: dict[str, float], examples: int) -
     return "\n".join([*lines, "", *notes])
 
 
-def on_ray(rows: list[dict[str, Any]], clients: int, examples: int) -> str:
-    """Markdown: one line for each number of workers and each cohort, then the population and the machine."""
+def on_ray(rows: list[dict[str, Any]], clients: int, examples: int, load: float) -> str:
+    """Markdown: one line for each number of workers and each cohort, then population, load average and machine."""
     lines = [
         "| executor | cohort | ms/round | over `local`, ms | examples sent, MB/round | first round, s | bits |",
         "|---|--:|--:|--:|--:|--:|---|",
@@ -101,7 +101,8 @@ def on_ray(rows: list[dict[str, Any]], clients: int, examples: int) -> str:
         lines.append("| " + " | ".join([*cells, *[""] * (7 - len(cells))]) + " |")
     notes = (
         f"{clients:,} clients of {examples} examples; the first round trains all of them, starts the workers "
-        f"and has all examples sent; {machine()}."
+        f"and has all examples sent; load average at the end {load:.1f}, this program's own included: times of a "
+        f"machine with more than one for each core are not to be compared; {machine()}."
     )
     return "\n".join([*lines, "", notes])
 
