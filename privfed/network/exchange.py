@@ -33,6 +33,7 @@ class _Seat:
     certificate: Certificate
     seen: float
     accepted: bool = False
+    noted: bool = False
     round: int = 0
     step: int = -1
     mail: bytes | None = None
@@ -67,15 +68,16 @@ class Exchange:
         if seat is None:
             seat = self._seats[certificate.client] = _Seat(certificate, time.monotonic())
         elif seat.certificate.der != certificate.der:
-            seat.certificate, seat.accepted = certificate, False
+            seat.certificate, seat.accepted, seat.noted = certificate, False, False
         seat.seen = time.monotonic()
         if self.state != "wait":
             return frames.encode(Nothing(state=self.state))  # type: ignore[arg-type]  # finished, draining
         if accepted != self._digest:
             seat.accepted = False
             return frames.encode(self._offer, self._revocations())
-        if not seat.accepted:
-            seat.accepted = True
+        seat.accepted = True
+        if not seat.noted:  # not again whenever it asks for the newest revocation list
+            seat.noted = True
             self._tally.event("checked in", client=certificate.client)
         self._tally.present = len(self._present())
         self._changed.set()

@@ -67,7 +67,7 @@ def attend(federation: Federation, tmp_path: Path) -> Iterator[Callable[..., Att
 
 
 def test_a_client_learns_of_a_revocation_while_it_waits(
-    federation: Federation, attend: Callable[..., Attending], monkeypatch: pytest.MonkeyPatch
+    federation: Federation, attend: Callable[..., Attending], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("privfed.network.exchange.HOLD_SECONDS", 0.2)
     attending = attend(renewing=0.5)
@@ -79,6 +79,7 @@ def test_a_client_learns_of_a_revocation_while_it_waits(
     assert after.serials - before.serials == {federation.certificate(7).serial}
     federation.wait_for(1)  # it is checked in still
     assert attending.failure is None
+    assert (tmp_path / "events.jsonl").read_text("utf-8").count("checked in") == 1
 
 
 def test_a_list_that_ended_costs_one_round_and_is_renewed(
