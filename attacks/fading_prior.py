@@ -24,8 +24,9 @@ REACH = 4.0
 """Distance in pixels over which brightness is alike: covariance falls by e."""
 ROUGHNESS = 1e-3
 """Variance of each pixel by itself."""
-FADING = 0.3
-"""The noise of a step's equations, over what they are off by before it: variances."""
+FADING, FASTEST = (0.03, 1.0), 0.1
+"""The noise of a step's equations, over what they are off by before it: variances, least and most. It is halved
+after a step that leaves more than half of the loss, and doubled after one that leaves less than ``FASTEST``."""
 LENGTHS = (1.0, 0.5, 0.25, 0.1)
 """Of a step, tried in turn."""
 REFITS = 4
@@ -48,14 +49,14 @@ def search(matching: Matching, start: Vector, *, enough: float, jacobians: int) 
     equations, batch = Equations(matching), len(matching.labels)
     precision = _precision(matching.model.input_shape)
     x, at, taken, met = start, equations.at(start), 0, False
-    losses = [at.loss]
+    losses, fading = [at.loss], FADING[1]
 
     def pull(point: Vector) -> Vector:
         return np.asarray(((point - BRIGHTNESS).reshape(batch, -1) @ precision).ravel())
 
     while taken < jacobians and not met and 0 < at.loss < np.inf:
         met = at.loss <= enough
-        noise = FADING * 2 * at.loss / matching.model.dimension
+        noise = fading * 2 * at.loss / matching.model.dimension
         slope = at.slope + noise * pull(x)
         free = np.flatnonzero(~(((x <= 0) & (slope >= 0)) | ((x >= 1) & (slope <= 0))))
         if not len(free):
@@ -80,6 +81,8 @@ def search(matching: Matching, start: Vector, *, enough: float, jacobians: int) 
         else:
             break
         losses.append(at.loss)
+        share = losses[-1] / losses[-2]
+        fading = float(np.clip(fading * (0.5 if share > 0.5 else 2 if share < FASTEST else 1), *FADING))
         if len(losses) > PATIENCE and at.loss > PROGRESS * losses[-1 - PATIENCE]:
             break
     return Solution(x, at.loss, equations.evaluations, taken)
