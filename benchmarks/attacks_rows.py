@@ -55,7 +55,7 @@ class Row:
 
 def matching(batch: int, rate: float, seconds: float | None = None, **options: Any) -> Row:
     """A row of gradient matching; 30 dB is an MSE of 1e-3, the rule of Zhu et al. (2019)."""
-    settings = {"batch": batch, "iterations": 3000 if batch == 2 else 1000, "starts": 6 if batch <= 2 else 3}
+    settings = {"batch": batch, "iterations": 3000 if batch > 1 else 1000, "starts": 6}
     return Row(
         **{
             "attack": "gradient_matching",

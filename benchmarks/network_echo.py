@@ -1,4 +1,4 @@
-"""A bare ``grpc.aio`` server that answers a vector with a model's bytes, and its clients: the measure of rounds."""
+"""A bare ``grpc.aio`` server that answers a vector with as many bytes as a model has, and its clients."""
 
 from __future__ import annotations
 
