@@ -6,7 +6,7 @@ import copy
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -156,8 +156,8 @@ class LocalClientWork(ClientWork):
         What consumes is short NumPy calls: threads that train and consume in turn would wait for the interpreter.
         """
         start, ids = self._start(weights), np.asarray(clients, np.int64)
-        waiting: queue.Queue[ClientUpdates | None] = queue.Queue(self._threads)
-        given_up = threading.Event()
+        waiting = queue.SimpleQueue[ClientUpdates | None]()
+        room, given_up = threading.Semaphore(self._threads), threading.Event()
         most = min(self._chunk // (2 * self._threads + 1), -(-len(ids) // self._threads))
         # Whoever is free takes the next piece: what consumes slows one thread or the other.
         left = queue.SimpleQueue[NDArray[np.int64]]()
@@ -168,7 +168,9 @@ class LocalClientWork(ClientWork):
             try:
                 while not given_up.is_set():
                     mine = left.get_nowait()
-                    waiting.put(self._as_updates(mine, *updates(start, mine, seed, self._conditions)))
+                    made = self._as_updates(mine, *updates(start, mine, seed, self._conditions))
+                    room.acquire()
+                    waiting.put(made)
                     self._data.give_back()
             except queue.Empty:
                 pass
@@ -185,10 +187,13 @@ class LocalClientWork(ClientWork):
                         at_work -= 1
                     else:
                         consume(made)
-            finally:
+                        room.release()
+            except BaseException as error:
                 given_up.set()
-                while at_work:  # nobody may be left waiting for room
-                    at_work -= waiting.get() is None
+                room.release(len(training))  # nobody may be left waiting for room
+                if isinstance(error, Exception):  # else the user interrupts, who should not wait for clients
+                    wait(training)
+                raise
             for thread in training:
                 thread.result()
 

@@ -302,6 +302,30 @@ def test_each_ends_when_its_consumer_or_a_client_fails(monkeypatch):
     assert threading.active_count() <= threads
 
 
+def test_who_interrupts_does_not_wait_for_clients(monkeypatch):
+    model, work = make("mlp", hidden=[2000])
+    updates, trained = local._Updates.__call__, threading.Event()
+
+    def slowly(self, start, clients, *rest):
+        if CLIENTS[0] not in clients:
+            trained.wait(60)
+        return updates(self, start, clients, *rest)
+
+    def interrupt(chunk):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local._Updates, "__call__", slowly)
+    with pytest.raises(KeyboardInterrupt):
+        work.each(model.initial_vector(1), CLIENTS, SEED, interrupt)
+    assert not trained.is_set()
+    training = [thread for thread in threading.enumerate() if thread.name.startswith("clients")]
+    assert training  # the interrupt came while others trained
+    trained.set()
+    for thread in training:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e15, 1e25])
 @pytest.mark.parametrize("shape", [(7,), (257,), (784, 200), (3, 3, 32, 64)])
 def test_squared_norms_are_as_exact_as_they_say(shape, scale):
