@@ -82,6 +82,16 @@ def test_rows_together():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="neither FASHION_MNIST nor Debian's folder holds its IDX files")
+def test_eight_images_of_different_labels():
+    command = [sys.executable, str(SCRIPT), "--row", "gradient-matching-8", "--first", "4", "--targets", "1"]
+    alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # more threads than cores wait for each other
+    command += ["--data", str(DATA), "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=alone)
+    assert json.loads(done.stdout)["success_rate"] >= 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="neither FASHION_MNIST nor Debian's folder holds its IDX files")
 def test_no_wrong_answer_of_several_local_steps_is_believed():
     """Targets 53 to 59: in two of them zeros leave one image open, which only its bytes tell."""
     command = [
