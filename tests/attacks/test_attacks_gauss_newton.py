@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from attacks import GradientMatching, attempt, gauss_newton
+from attacks import GradientMatching, attempt, fading_prior, gauss_newton
 from attacks.chain_jacobian import ChainJacobian
 from attacks.conv_chain import find_chain
 from attacks.gradient import noise_variance
@@ -118,3 +118,19 @@ def test_idlg_needs_a_bias(lab):
     place = dataclasses.replace(place, model=dataclasses.replace(place.model, output_bias=None))
     found = attempt(IDLG(5), place.view(place.observe([0])), 0, np.random.default_rng(0))
     assert "no output bias" in found.failure
+
+
+def test_the_prior_fades_and_leaves_what_the_equations_say(lab):
+    place = lab("lenet")
+    labels = np.eye(10)[place.labels[:2]]
+    target = place.gradient(place.weights, place.images[:2], place.labels[:2])
+    matching = gauss_newton.Matching(place.model, place.weights.astype(np.float64), target, labels, True)
+    start = fading_prior.draw(place.model.input_shape, 2, np.random.default_rng(0))
+    first = fading_prior.search(matching, start, enough=1e-10, jacobians=1)
+    found = fading_prior.search(matching, start, enough=1e-10, jacobians=20)
+    assert first.jacobians == 1
+    assert first.loss > found.loss
+    assert found.loss < 1e-10
+    assert found.images.min() >= 0
+    assert found.images.max() <= 1
+    assert np.abs(found.images - place.images[:2].ravel()).max() < 1e-3
