@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from privfed import config
 from privfed.config import Settings
 from privfed.errors import SettingError
 from privfed.files import write_text
@@ -100,10 +99,10 @@ def _choices(annotation: Any) -> list[str]:
 
 def documentation(section: type[BaseModel]) -> dict[str, str]:
     """What stands below the fields of a table of ``privfed.config``, by key."""
-    tree = ast.parse(inspect.getsource(config))
-    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == section.__name__)
+    (table,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(table, ast.ClassDef)
     found = {}
-    for field, below in itertools.pairwise(body):
+    for field, below in itertools.pairwise(table.body):
         if (
             isinstance(field, ast.AnnAssign)
             and isinstance(field.target, ast.Name)

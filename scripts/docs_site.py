@@ -62,7 +62,7 @@ def settings_page() -> str:
             "# Settings",
             "One TOML file is one experiment; `--set key.path=value` overrides any key. An unknown key, a wrong "
             "type or two settings that contradict each other are one line and exit code 2. `privfed init` writes "
-            "a file with all of these, explained. This page is made from the models in `privfed/config.py`.",
+            "a file with all of these, explained. This page is made from the models in `privfed/config/`.",
             "## Top",
             _table(top),
             *tables,
