@@ -16,6 +16,20 @@ from privfed.config.protection import Cohort, Privacy, SecureAggregation
 from privfed.config.section import Count, Section
 from privfed.contradictions import check_together
 
+__all__ = [
+    "Attacks",
+    "Audit",
+    "Cohort",
+    "Data",
+    "Model",
+    "Privacy",
+    "Ray",
+    "Section",
+    "SecureAggregation",
+    "Settings",
+    "Training",
+]
+
 
 class Ray(Section):
     """``[ray]``: where ``executor = "ray"`` runs. None of it changes a result, so a run may go on elsewhere."""
