@@ -8,6 +8,9 @@ take it from made-up inputs. Here the two are averaged by how far each is to be 
 features of its own. A regression on the made-up inputs (``attacks.mean_probabilities``) corrects the result. All
 of it happens in the space of the logits, so the model may be opaque but for its end.
 
+What is left of an error lies along the few directions in which probabilities vary from input to input: counts are
+whole, so errors beyond half an example are told from it (nearest point of a lattice, in the errors' own metric).
+
 An attacker with labelled data of the same kind needs none of this but the regression, fitted on them.
 """
 
@@ -37,6 +40,10 @@ DROPPED = 1e-3
 """Directions with less than this share of the largest singular value say nothing about a class's features."""
 REGRESSED = 0.15
 """Weight of the regression on made-up inputs in the mean probabilities."""
+LEAST = 1e-9
+"""Relative decrease of a squared distance that is more than rounding."""
+EVEN = 1e-3
+"""Variance of errors of the mean probabilities in every direction, over that where inputs vary most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +116,9 @@ def infer_label_counts(
         share, regressed = 0.0, np.zeros(model.classes)
 
     def counted(mean: Array) -> Array:
-        return _rounded(((1 - share) * mean + share * regressed - error) * count, count)
+        return ((1 - share) * mean + share * regressed - error) * count
 
-    counts = counted(_softmax(logits))
+    counts = _rounded(counted(_softmax(logits)), count)
     probabilities = np.tile(_softmax(logits), (model.classes, 1))
     rest = product - np.outer(logits - bias, error)
     for _ in range(ROUNDS):
@@ -120,8 +127,9 @@ def infer_label_counts(
         shift = np.linalg.pinv(effect, rcond=DROPPED).T @ rest.T
         own = np.where(counts[:, None] > 0, shift / np.maximum(root, 1e-9)[:, None], 0.0)
         probabilities = _softmax(logits + own)
-        counts = counted((counts / count) @ probabilities)
-    return counts
+        shares = counted((counts / count) @ probabilities)
+        counts = _rounded(shares, count)
+    return nearest_counts(shares, count, _softmax(made_up))
 
 
 def ends_dense(model: Model) -> bool:
@@ -153,6 +161,34 @@ def _rounded(shares: Array, count: int) -> Array:
     while counts.sum() > count:
         counts[np.argmin(np.where(counts > 0, shares - counts, np.inf))] -= 1
     return np.asarray(counts)
+
+
+def nearest_counts(shares: Array, count: int, probabilities: Array) -> Array:
+    """Whole numbers that add up to ``count``, nearest to ``shares`` where errors are as probabilities vary.
+
+    From the rounded ones on, one example at a time goes to another class, until no such move comes nearer.
+
+    Args:
+        shares: Their estimate, ``[classes]``.
+        count: Examples.
+        probabilities: Of single inputs, ``[inputs, classes]``.
+    """
+    counts, classes = _rounded(shares, count), len(shares)
+    covariance = np.cov(probabilities.T)
+    largest = float(np.linalg.eigvalsh(covariance)[-1])
+    if not largest > 0:
+        return counts
+    metric = np.linalg.inv(covariance / largest + EVEN * np.eye(classes))
+    while True:
+        # Squared distance after a move from class a to class b, less that before: of the step e_b − e_a.
+        slope, own = metric @ (counts - shares), np.diag(metric)
+        change = 2 * (slope[None, :] - slope[:, None]) + own[:, None] + own[None, :] - 2 * metric
+        change[counts < 1] = 0  # nobody is left to go
+        taken, given = np.unravel_index(np.argmin(change), change.shape)
+        if not change[taken, given] < -LEAST * own.max():
+            return counts
+        counts[taken] -= 1
+        counts[given] += 1
 
 
 def _softmax(logits: Array) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from attacks import Auxiliary, infer_label_counts
-from attacks.label_counts import made_up_inputs
+from attacks.label_counts import EVEN, made_up_inputs, nearest_counts
 from attacks.mean_probabilities import fit_mean_probabilities
 from attacks.scoring import psnr
 
@@ -109,3 +109,28 @@ def test_made_up_inputs_are_inputs(shape):
     assert inputs.min() >= 0
     assert inputs.max() <= 1
     assert psnr(float(inputs.var())) < 20
+
+
+def test_an_error_of_more_than_half_an_example_is_told_by_its_direction():
+    rng = np.random.default_rng(1)
+    along = np.array([0.6, -0.5, 0.3, -0.4])
+    probabilities = 0.25 + rng.normal(size=(200, 1)) * 0.1 * along
+    shares = np.array([3.0, 2, 1, 2]) + 1.3 * along
+    assert nearest_counts(shares, 8, probabilities).tolist() == [3, 2, 1, 2]
+    assert nearest_counts(shares, 8, np.full((5, 4), 0.25)).tolist() != [3, 2, 1, 2]  # nothing varies: rounded
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nearest_counts_are_nearest_among_those_one_move_away(seed):
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.ones(5), 50)
+    shares = rng.dirichlet(np.ones(5)) * 9 + rng.normal(0, 0.5, 5)
+    shares += (9 - shares.sum()) / 5
+    found = nearest_counts(shares, 9, probabilities)
+    assert found.sum() == 9
+    assert found.min() >= 0
+    covariance = np.cov(probabilities.T)
+    metric = np.linalg.inv(covariance / np.linalg.eigvalsh(covariance)[-1] + EVEN * np.eye(5))
+    others = [found + a - b for a in np.eye(5) for b in np.eye(5) if (found - b).min() >= 0]
+    distances = [(n - shares) @ metric @ (n - shares) for n in [found, *others]]
+    assert distances[0] <= min(distances) * (1 + 1e-9)
