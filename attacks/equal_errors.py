@@ -44,14 +44,15 @@ def equal_errors(
     """
     a, slopes, spread = features, weights[-2] @ error, noise / float(np.linalg.norm(error))
     try:
-        for i in reversed(range(1, len(chain.convolutions))):
+        for i in reversed(range(len(chain.convolutions))):
             known = layer_equations(chain, i, a, slopes, weights, gradient, noise)
-            a, spread = _activations(known, spread)
-            slopes = known.slopes()
-        known = layer_equations(chain, 0, a, slopes, weights, gradient, noise)
+            if not all(np.isfinite(part).all() for part in (known.aim, known.shared, known.right)):
+                return None
+            if i:
+                a, spread = _activations(known, spread)
+                slopes = known.slopes()
         x, precision = _pixels(known, spread)
-    # By NumPy and SciPy of numbers that are not finite, and of equations that leave something open.
-    except (np.linalg.LinAlgError, ValueError):
+    except np.linalg.LinAlgError:
         return None
     shape = chain.convolutions[0].inputs
     return x.reshape(shape), precision.stddevs(rng).reshape(shape)
@@ -67,7 +68,7 @@ def _activations(known: LayerEquations, spread: float) -> tuple[Matrix, float]:
         numpy.linalg.LinAlgError: More is left open than there are outputs.
     """
     channels = known.right.shape[1]
-    values, directions = np.linalg.eigh(np.asarray_chkfinite(known.shared))
+    values, directions = np.linalg.eigh(known.shared)
     strong = values > (WEAK * spread) ** -2
     basis, left = directions[:, strong], directions[:, ~strong]
     a = basis @ ((basis.T @ known.right) / values[strong, None])
@@ -76,18 +77,18 @@ def _activations(known: LayerEquations, spread: float) -> tuple[Matrix, float]:
         raise np.linalg.LinAlgError("more unknown entries than outputs")
     if left.shape[1]:
         # Each direction in each channel as an input of its own: [positions, directions, channels, filters].
-        images = (
-            np.tensordot(known.layer.patches(left), known.kernel, (1, 0)) * known.slope[:, None, None] / spread
-        )
+        images = np.tensordot(known.layer.patches(left), known.kernel, (1, 0))
+        images *= known.slope[:, None, None] / spread
         rows = images.transpose(0, 3, 1, 2).reshape(known.aim.size, -1)
         rest = (known.aim - known.slope * known.layer.forward(known.kernel, a)) / spread
         normal = rows.T @ rows
         prior = np.repeat(np.maximum(values[~strong], 0), channels)
         normal[np.diag_indices_from(normal)] += prior + ridge(normal.diagonal())
         right = rows.T @ rest.reshape(-1) + (left.T @ known.right).reshape(-1)
-        covariance = scipy.linalg.inv(normal, overwrite_a=True)
-        a = a + left @ (covariance @ right).reshape(-1, channels)
-        variance += float(np.trace(covariance)) / channels
+        root = scipy.linalg.cholesky(normal, lower=True, overwrite_a=True, check_finite=False)
+        white = scipy.linalg.solve_triangular(root, np.eye(len(root)), lower=True, check_finite=False)
+        a = a + left @ (white.T @ (white @ right)).reshape(-1, channels)
+        variance += float(np.sum(white**2)) / channels
     return a, float(np.sqrt(variance / len(values)))
 
 
@@ -98,5 +99,6 @@ def _pixels(known: LayerEquations, spread: float) -> tuple[Matrix, Precision]:
     add_shared(normal, known.shared)
     normal[np.diag_indices_from(normal)] += ridge(normal.diagonal())
     # Symmetric: the transpose is the order that LAPACK wants, and no copy.
-    root = scipy.linalg.cholesky(normal.T, lower=True, overwrite_a=True)
-    return np.asarray(scipy.linalg.cho_solve((root, True), right.reshape(-1))), Precision(root.T)
+    root = scipy.linalg.cholesky(normal.T, lower=True, overwrite_a=True, check_finite=False)
+    x = np.asarray(scipy.linalg.cho_solve((root, True), right.reshape(-1), check_finite=False))
+    return x, Precision(root.T)

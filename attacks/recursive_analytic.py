@@ -4,6 +4,8 @@ R-GAP (Zhu & Blaschko 2021, arXiv:2010.07733, section 3): where activations are 
 is known from the input of the next, so the layer's own input solves linear equations of two kinds: the layer's
 weights applied to it give that output, and its product with the back-propagated gradient is the gradient of the
 weights. Strided convolutions, which have too few of the first kind, have enough of the second.
+
+Equal weights come first (``attacks.equal_errors``), those by the equations' covariances where that leaves doubts.
 """
 
 from __future__ import annotations
