@@ -34,9 +34,13 @@ ONE_EXAMPLE = 1e-2
 FINEST = 1e-13
 """No gradient or activation is taken to be more precise than this."""
 DOUBTFUL = 30
-"""At most so many pixels are tried at the levels beside their own."""
+"""At most so many levels beside those of pixels are tried."""
+LIKELY = 3
+"""Standard deviations of its error that a pixel has to be within to have come from there."""
+SWEEPS = 3
+"""At most so often they are tried in turn."""
 DOUBT = 0.2
-"""Standard deviation of a pixel's error, in levels, from which it is tried."""
+"""Distance from a level, or standard deviation of that, from which on equal weights are not enough."""
 NOISE = 3
 """So many times the noise's length the observed gradient may be away from that of bytes which it verifies."""
 ROUNDING = 3e-6
@@ -103,24 +107,30 @@ def _no_doubt(x: Matrix, uncertain: Matrix) -> bool:
 def _settled(x: Matrix, uncertain: Matrix, residual: Callable[[Matrix], float]) -> tuple[Matrix, float, int]:
     """The image of bytes, if it is one, its residual, and how many were taken.
 
-    A pixel whose error may be half a level has perhaps gone to the wrong one: the gradient decides.
+    A pixel that may have gone to the wrong one of two levels has perhaps done so: the gradient decides.
     """
     image = snap(x[None])[0]
     lowest, evaluations = residual(image), 1
     if not on_grid(x[None])[0]:
         return image, lowest, evaluations
-    doubtful = [p for p in np.argsort(-uncertain, axis=None)[:DOUBTFUL] if uncertain.flat[p] * LEVELS > DOUBT]
-    for flat in doubtful:
-        pixel = np.unravel_index(flat, x.shape)
-        side = 1 if x[pixel] >= image[pixel] else -1
-        for step in (side, -side):
-            other = image.copy()
-            other[pixel] = np.clip(image[pixel] + step / LEVELS, 0, 1)
+    # Standard deviations from each pixel to the middle between its level and the one above, and the one below.
+    away = (np.clip(x, 0, 1) - image) * LEVELS
+    errors = (0.5 - np.stack([away, -away])) / (np.maximum(uncertain, FINEST) * LEVELS)
+    likely = [flat for flat in np.argsort(errors, axis=None)[:DOUBTFUL] if errors.flat[flat] < LIKELY]
+    first = image
+    for _ in range(SWEEPS):
+        before = lowest
+        for flat in likely:
+            side, *pixel = np.unravel_index(flat, errors.shape)
+            here, other = tuple(pixel), image.copy()
+            beside = np.clip(first[here] + (1 - 2 * side) / LEVELS, 0, 1)
+            other[here] = beside if image[here] == first[here] else first[here]
             there = residual(other)
             evaluations += 1
             if there < lowest:
                 image, lowest = other, there
-                break
+        if lowest == before:
+            break
     return image, lowest, evaluations
 
 

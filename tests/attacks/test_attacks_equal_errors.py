@@ -1,4 +1,4 @@
-"""The fast first answer of the recursive attack: its equations, when it is taken, and when it is not."""
+"""The fast first answer of the recursive attack, when it is taken, and how levels in doubt are settled."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from attacks.equal_errors import _activations, _pixels, equal_errors
 from attacks.example_gradient import example_gradient
 from attacks.layer_equations import LayerEquations
 from attacks.pixels import LEVELS
+from attacks.recursive_analytic import _settled
 
 SPREAD = 1e-6
 NOISE = 1e-7
@@ -144,3 +145,24 @@ def test_gradient_of_an_example_is_that_of_its_loss(lab) -> None:
     weights = place.weights.astype(np.float64)
     ours = example_gradient(place.model)(weights, place.images[[1]], place.labels[1]).numpy()
     np.testing.assert_allclose(ours, place.gradient(weights, place.images[[1]], place.labels[[1]]), rtol=1e-9)
+
+
+@pytest.mark.parametrize("errors", [{5: 0.55}, {5: 0.55, 20: -0.52, 41: 0.97}], ids=["one", "three that depend"])
+def test_levels_that_pixels_may_have_missed_are_settled_by_the_gradient(errors: dict[int, float]) -> None:
+    truth = np.random.default_rng(6).integers(40, 200, (8, 8, 1)) / LEVELS
+    x, uncertain = truth.copy(), np.full(truth.shape, 0.02 / LEVELS)
+    for pixel, error in errors.items():
+        x.flat[pixel] += error / LEVELS
+        # The last lies by the wrong level as if it were the right one, but could be off by as much.
+        uncertain.flat[pixel] = max(0.15, abs(error) / 3) / LEVELS
+    # Pixels have part of their effects in common, as on a gradient.
+    effects = np.eye(64) + 0.05
+
+    def residual(image: np.ndarray) -> float:
+        return float(np.linalg.norm(effects @ (image - truth).reshape(-1)))
+
+    assert residual(np.round(x * LEVELS) / LEVELS) > 0.9 / LEVELS
+    image, left, evaluations = _settled(x, uncertain, residual)
+    np.testing.assert_allclose(image, truth, atol=1e-12)
+    assert left < 1e-9
+    assert evaluations <= 1 + 3 * 30
