@@ -9,10 +9,9 @@ depend on their number may vouch for themselves. There is no truth in either.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from scipy.optimize import nnls
@@ -20,6 +19,7 @@ from scipy.optimize import nnls
 from attacks.base import Attack, Attempt, Guess, NotInvertible, ThreatModel
 from attacks.dager import Dager
 from attacks.dense_layer import DenseLayer
+from attacks.example_gradient import example_gradient
 from attacks.gradient import estimate_gradient, noise_variance
 from attacks.gradient_matching import GradientMatching
 from attacks.imprint import Imprint
@@ -28,7 +28,7 @@ from attacks.local_training import LocalTraining
 from attacks.recursive_analytic import RecursiveAnalytic
 from attacks.sparse_decomposition import SparseDecomposition
 from attacks.tokens import Tokens
-from privfed.models.functional import Model, cross_entropy
+from privfed.models.functional import Model
 from privfed.transcript import Kind, Observation, Observer, Plan, View
 
 EXPLAINED = 1e-3
@@ -150,9 +150,9 @@ def unexplained(view: View, seen: Observation, guess: Guess) -> tuple[float, int
         pairs = list(zip(guess.images, guess.labels.tolist(), strict=True))
     else:
         pairs = [(image, label) for image in guess.images for label in range(classes)]
-    gradients = _gradients(view.model)
+    gradient = example_gradient(view.model)
     weights = np.asarray(seen.weights, np.float64)
-    columns = np.stack([gradients(weights, image[None], label).numpy() for image, label in pairs])
+    columns = np.stack([gradient(weights, image[None], label).numpy() for image, label in pairs])
     lengths = np.linalg.norm(columns, axis=1)
     columns = columns[lengths > 0] / lengths[lengths > 0, None]
     if not len(columns) or not np.isfinite(columns).all():
@@ -164,29 +164,6 @@ def unexplained(view: View, seen: Observation, guess: Guess) -> tuple[float, int
     roots = np.sqrt(np.maximum(values, RANK * values[-1]))
     shares, _ = nnls((vectors * roots).T, (vectors / roots).T @ (columns @ observed), maxiter=50 * len(columns))
     return float(np.linalg.norm(observed - columns.T @ shares)), len(pairs)
-
-
-@lru_cache(maxsize=8)
-def _gradients(model: Model) -> Callable[..., Any]:
-    """``(weights [d], one image, its label) -> gradient [d]`` of that example's loss, traced once."""
-    import tensorflow as tf
-
-    def gradient(weights: Any, image: Any, label: Any) -> Any:
-        variables = model.unflatten(weights)
-        with tf.GradientTape() as tape:
-            tape.watch(variables)
-            loss = cross_entropy(model.logits(variables, image), label[None])
-        parts = tape.gradient(loss, variables, unconnected_gradients="zero")
-        return tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
-
-    vector, image = (
-        tf.TensorSpec([model.dimension], tf.float64),
-        tf.TensorSpec([1, *model.input_shape], tf.float64),
-    )
-    traced: Callable[..., Any] = tf.function(
-        gradient, input_signature=[vector, image, tf.TensorSpec([], tf.int64)]
-    )
-    return traced
 
 
 def _doubt(guess: Guess, left: float) -> str:

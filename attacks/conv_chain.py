@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,50 @@ class Convolution:
             parts.append((rows[:, axis, None] * width + columns[None, :, axis]).reshape(-1))
         return parts[0], parts[1], parts[2]
 
+    @cached_property
+    def windows(self) -> NDArray[np.int64]:
+        """Input positions of every output, ``[output positions, taps]``; in the padding it is their number."""
+        output, tap, source = self.taps()
+        places, taps = self.inputs[0] * self.inputs[1], self.kernel[0] * self.kernel[1]
+        windows = np.full((self.outputs[0] * self.outputs[1], taps), places)
+        windows[output, tap] = source
+        return windows
+
+    @cached_property
+    def overlaps(self) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+        """For each tap the rows and columns of the outputs that meet an input there, and those of the inputs."""
+        axes = []
+        for i in (0, 1):
+            found = _taps(self.outputs[i], self.kernel[i], self.inputs[i], self.stride, self.padding[i])
+            axis = []
+            for k in range(self.kernel[i]):
+                here = found[found[:, 1] == k]
+                (o, _, p), count = here[0] if len(here) else (0, k, 0), len(here)
+                axis.append((slice(o, o + count), slice(p, p + count * self.stride, self.stride)))
+            axes.append(axis)
+        return [((y[0], x[0]), (y[1], x[1])) for y, x in itertools.product(*axes)]
+
+    def patches(self, x: Array) -> Array:
+        """What each output sees of ``x`` ``[input places, columns]``: ``[output positions, taps, columns]``."""
+        return np.vstack([x, np.zeros((1, x.shape[1]), x.dtype)])[self.windows]
+
+    def forward(self, kernel: Array, x: Array) -> Array:
+        """``[output positions, filters]`` from ``x`` ``[input places, channels]``; without a bias."""
+        return np.asarray(self.patches(x).reshape(len(self.windows), -1) @ kernel.reshape(-1, kernel.shape[2]))
+
+    def backward(self, kernel: Array, delta: Array) -> Array:
+        """The transpose of ``forward``, ``[input places, channels]``: from a loss's gradient by outputs to inputs.
+
+        Args:
+            kernel: ``[taps, channels, filters]``.
+            delta: ``[output positions, filters]``.
+        """
+        products = delta.reshape(*self.outputs[:2], -1) @ kernel.transpose(0, 2, 1)[:, None]
+        inputs = np.zeros((*self.inputs[:2], kernel.shape[1]), products.dtype)
+        for product, (here, there) in zip(products, self.overlaps, strict=True):
+            inputs[there] += product[here]
+        return inputs.reshape(-1, kernel.shape[1])
+
     def matrix(self, kernel: Array) -> Array:
         """The convolution by ``kernel`` as a matrix from flat inputs to flat outputs, ``[outputs, inputs]``."""
         output, tap, source = self.taps()
@@ -75,6 +119,39 @@ class Convolution:
         matrix = np.zeros((positions, filters, places, channels), kernel.dtype)
         matrix[output, :, source, :] = kernel.reshape(-1, channels, filters)[tap].transpose(0, 2, 1)
         return matrix.reshape(positions * filters, places * channels)
+
+    def normal(self, kernel: Array, weights: Array) -> Array:
+        """``matrixᵀ diag(weights) matrix``, ``[inputs, inputs]``, without a product of large matrices.
+
+        Two inputs meet in the few outputs whose windows hold both.
+
+        Args:
+            kernel: ``[taps, channels, filters]``.
+            weights: ``[output positions, filters]``.
+        """
+        n, flat = int(np.prod(self.inputs)), kernel.reshape(-1, kernel.shape[2])
+        products = (weights[:, None] * flat) @ flat.T
+        sums: Any = np.bincount(self._meetings, products.reshape(-1), n * n + 1)
+        return np.asarray(sums[:-1].reshape(n, n))
+
+    @cached_property
+    def _meetings(self) -> NDArray[np.int64]:
+        """Places in ``normal`` of the pairs in ``[output positions, taps · channels, taps · channels]``, flat."""
+        n, channels = int(np.prod(self.inputs)), self.inputs[2]
+        entries = (self.windows[:, :, None] * channels + np.arange(channels)).reshape(len(self.windows), -1)
+        one, other = entries[:, :, None], entries[:, None, :]
+        return np.where((one < n) & (other < n), one * n + other, n * n).reshape(-1)
+
+    def gram(self, delta: Array) -> Array:
+        """``rowsᵀ rows`` of the ``rows`` ``[taps · filters, input places]`` that ``correlation`` has.
+
+        Every tap adds the products of the same pairs of outputs, at places of its own.
+        """
+        pairs = (delta @ delta.T).reshape(self.outputs[:2] * 2)
+        sums = np.zeros(self.inputs[:2] * 2, delta.dtype)
+        for here, there in self.overlaps:
+            sums[there * 2] += pairs[here * 2]
+        return sums.reshape(self.inputs[0] * self.inputs[1], -1)
 
     def correlation(self, delta: Array) -> Array:
         """From one channel of the input to the gradient of its kernel, ``[taps, filters, input places]``.
@@ -169,12 +246,8 @@ def forward(chain: Chain, weights: list[Array], x: Array) -> Array:
     """Logits ``[classes]`` of one example ``[height, width, channels]``."""
     h = x.reshape(-1, x.shape[-1])
     for i, layer in enumerate(chain.convolutions):
-        output, tap, source = layer.taps()
         kernel = weights[2 * i].reshape(-1, *weights[2 * i].shape[2:])
-        z = np.tile(weights[2 * i + 1], (layer.outputs[0] * layer.outputs[1], 1))
-        for k in range(len(kernel)):
-            here = tap == k
-            z[output[here]] += h[source[here]] @ kernel[k]
+        z = layer.forward(kernel, h) + weights[2 * i + 1]
         h = chain.activation.value(z)
     return np.asarray(h.reshape(-1) @ weights[-2] + weights[-1])
 

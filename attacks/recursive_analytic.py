@@ -4,6 +4,8 @@ R-GAP (Zhu & Blaschko 2021, arXiv:2010.07733, section 3): where activations are 
 is known from the input of the next, so the layer's own input solves linear equations of two kinds: the layer's
 weights applied to it give that output, and its product with the back-propagated gradient is the gradient of the
 weights. Strided convolutions, which have too few of the first kind, have enough of the second.
+
+Equal weights come first (``attacks.equal_errors``), those by the equations' covariances where that leaves doubts.
 """
 
 from __future__ import annotations
@@ -16,27 +18,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.base import Guess, NotInvertible, ThreatModel
-from attacks.conv_chain import Chain, Convolution, find_chain
+from attacks.conv_chain import Chain, find_chain
+from attacks.equal_errors import equal_errors
+from attacks.example_gradient import example_gradient
 from attacks.gradient import estimate_gradient
-from attacks.layer_equations import Precision, solve
+from attacks.layer_equations import Precision, layer_equations, solve
 from attacks.pixels import LEVELS, on_grid, snap
-from privfed.models.functional import Model, cross_entropy
+from privfed.models.functional import Model
 from privfed.transcript import Observer, View
 
 Matrix = NDArray[np.float64]
 
 ONE_EXAMPLE = 1e-2
 """Above this share of the last layer's gradient left over by rank one, more than one example is behind it."""
-INSIDE = 1e-7
-"""Distance that activations keep from the ends of their range, where the inverse has no slope."""
 FINEST = 1e-13
 """No gradient or activation is taken to be more precise than this."""
 DOUBTFUL = 30
-"""At most so many pixels are tried at the levels beside their own."""
+"""At most so many levels beside those of pixels are tried."""
+LIKELY = 3
+"""Standard deviations of its error that a pixel has to be within to have come from there."""
+SWEEPS = 3
+"""At most so often they are tried in turn."""
 DOUBT = 0.2
-"""Standard deviation of a pixel's error, in levels, from which it is tried."""
-PROBES = 16
-"""Random vectors by which the errors of a solution are estimated."""
+"""Distance from a level, or standard deviation of that, from which on equal weights are not enough."""
+NOISE = 3
+"""So many times the noise's length the observed gradient may be away from that of bytes which it verifies."""
+ROUNDING = 3e-6
+"""Share of the gradient's length by which rounding inside of a single-precision client may add to that."""
 
 
 @dataclass(frozen=True)
@@ -65,43 +73,64 @@ class RecursiveAnalytic:
             raise NotInvertible(
                 f"model {model.name} is no chain of convolutions and a dense layer with sigmoid or tanh between"
             )
-        weights = model.unflatten(np.asarray(observation.weights, np.float64))
-        estimate = estimate_gradient(observation, view.plan)
-        features, error, label, noise = _last_layer(model, weights, model.unflatten(estimate.vector))
+        start = np.asarray(observation.weights, np.float64)
+        weights, vector = model.unflatten(start), estimate_gradient(observation, view.plan).vector
+        features, error, label, noise = _last_layer(model, weights, model.unflatten(vector))
         # Clipping and unknown learning rates leave a positive factor open; the last layer has told it.
-        scale = float(np.linalg.norm(error) / np.linalg.norm(model.unflatten(estimate.vector)[-1]))
-        gradient = [scale * np.asarray(g, np.float64) for g in model.unflatten(estimate.vector)]
+        scale = float(np.linalg.norm(error) / np.linalg.norm(model.unflatten(vector)[-1]))
+        gradient = [scale * np.asarray(g, np.float64) for g in model.unflatten(vector)]
         noise = max(noise * scale, FINEST * max(float(np.abs(g).max()) for g in gradient))
-        x, uncertain = _invert_chain(chain, weights, gradient, features, error, noise, rng)
+        known = (chain, weights, gradient, features, error, noise, rng)
+
+        def residual(image: Matrix) -> float:
+            return _residual(model, start, image, label, vector)
+
+        first, evaluations = equal_errors(*known), 0
+        if first is not None and _no_doubt(*first):
+            image = snap(first[0][None])[0]
+            left, evaluations = residual(image), 1
+            if left < ROUNDING + NOISE * noise * float(np.sqrt(len(vector)) / np.linalg.norm(scale * vector)):
+                return Guess(image[None], np.array([label], np.int64), left, evaluations)
+        x, uncertain = _invert_chain(*known)
         if not np.isfinite(x).all():
             raise NotInvertible("the layers' equations have no finite solution")
-        image, residual, evaluations = _settled(
-            x, uncertain, lambda image: _residual(model, weights, image, label, estimate.vector)
-        )
-        return Guess(image[None], np.array([label], np.int64), residual, evaluations)
+        image, left, more = _settled(x, uncertain, residual)
+        return Guess(image[None], np.array([label], np.int64), left, evaluations + more)
+
+
+def _no_doubt(x: Matrix, uncertain: Matrix) -> bool:
+    """Whether each pixel lies by the level of a byte and cannot well have come from another."""
+    away = np.maximum(np.abs(x - snap(x[None])[0]), uncertain)
+    return bool(on_grid(x[None])[0] and away.max() * LEVELS < DOUBT)
 
 
 def _settled(x: Matrix, uncertain: Matrix, residual: Callable[[Matrix], float]) -> tuple[Matrix, float, int]:
     """The image of bytes, if it is one, its residual, and how many were taken.
 
-    A pixel whose error may be half a level has perhaps gone to the wrong one: the gradient decides.
+    A pixel that may have gone to the wrong one of two levels has perhaps done so: the gradient decides.
     """
     image = snap(x[None])[0]
     lowest, evaluations = residual(image), 1
     if not on_grid(x[None])[0]:
         return image, lowest, evaluations
-    doubtful = [p for p in np.argsort(-uncertain, axis=None)[:DOUBTFUL] if uncertain.flat[p] * LEVELS > DOUBT]
-    for flat in doubtful:
-        pixel = np.unravel_index(flat, x.shape)
-        side = 1 if x[pixel] >= image[pixel] else -1
-        for step in (side, -side):
-            other = image.copy()
-            other[pixel] = np.clip(image[pixel] + step / LEVELS, 0, 1)
+    # Standard deviations from each pixel to the middle between its level and the one above, and the one below.
+    away = (np.clip(x, 0, 1) - image) * LEVELS
+    errors = (0.5 - np.stack([away, -away])) / (np.maximum(uncertain, FINEST) * LEVELS)
+    likely = [flat for flat in np.argsort(errors, axis=None)[:DOUBTFUL] if errors.flat[flat] < LIKELY]
+    first = image
+    for _ in range(SWEEPS):
+        before = lowest
+        for flat in likely:
+            side, *pixel = np.unravel_index(flat, errors.shape)
+            here, other = tuple(pixel), image.copy()
+            beside = np.clip(first[here] + (1 - 2 * side) / LEVELS, 0, 1)
+            other[here] = beside if image[here] == first[here] else first[here]
             there = residual(other)
             evaluations += 1
             if there < lowest:
                 image, lowest = other, there
-                break
+        if lowest == before:
+            break
     return image, lowest, evaluations
 
 
@@ -139,62 +168,21 @@ def _invert_chain(
     rng: np.random.Generator,
 ) -> tuple[Matrix, Matrix]:
     """The input ``[*input_shape]`` of the chain that has ``features`` at its end, and the error in each entry."""
-    act = chain.activation
     a, slopes = features, weights[-2] @ error
     precision = Precision(np.eye(len(features)) * (float(np.linalg.norm(error)) / noise))
     for i in reversed(range(len(chain.convolutions))):
-        layer = chain.convolutions[i]
-        positions = layer.outputs[0] * layer.outputs[1]
-        a = np.clip(a, act.low + INSIDE, act.high - INSIDE).reshape(positions, -1)
-        slope = act.slope(a)
-        delta = slopes.reshape(positions, -1) * slope
-        kernel = weights[2 * i].reshape(-1, *weights[2 * i].shape[2:])
-        # An error in an activation grows by the inverse's slope on the way through it.
-        rows = precision.whiten(layer.matrix(kernel) * slope.reshape(-1, 1))
-        aim = precision.whiten(((act.inverse(a) - weights[2 * i + 1]) * slope).reshape(-1, 1))
-        shared, right = _kernel_equations(layer, delta, gradient[2 * i].reshape(kernel.shape), noise)
-        a, precision = solve(rows, shared, right + rows.T @ aim[:, 0], dense=i == 0)
-        if i:
-            output, tap, source = layer.taps()
-            slopes = np.zeros((layer.inputs[0] * layer.inputs[1], layer.inputs[2]))
-            for k in range(len(kernel)):
-                here = tap == k
-                # Within one position of the kernel no input occurs twice.
-                slopes[source[here]] += delta[output[here]] @ kernel[k].T
+        known = layer_equations(chain, i, a, slopes, weights, gradient, noise)
+        rows = precision.whiten(known.layer.matrix(known.kernel) * known.slope.reshape(-1, 1))
+        aim = precision.whiten(known.aim.reshape(-1, 1))[:, 0]
+        a, precision = solve(rows, known.shared, known.right.reshape(-1) + rows.T @ aim, dense=i == 0)
+        slopes = known.slopes() if i else slopes
     shape = chain.convolutions[0].inputs
-    return a.reshape(shape), precision.stddevs(rng.normal(size=(len(a), PROBES))).reshape(shape)
+    return a.reshape(shape), precision.stddevs(rng).reshape(shape)
 
 
-def _kernel_equations(layer: Convolution, delta: Matrix, target: Matrix, noise: float) -> tuple[Matrix, Matrix]:
-    """The normal equations of a convolution's input by the gradient of its kernel.
-
-    Args:
-        layer: Its geometry.
-        delta: The loss's gradient by the outputs, ``[output positions, filters]``.
-        target: The loss's gradient by the kernel, the input times ``delta``: ``[taps, channels, filters]``.
-        noise: Standard deviation of its error.
-
-    Returns:
-        Their matrix, the same for every channel of the input, ``[places, places]``; and the right-hand side
-        ``[n]``, where ``n`` counts the input's places and, within each, its channels.
-    """
-    places, channels = layer.inputs[0] * layer.inputs[1], layer.inputs[2]
-    # The error in ``delta`` itself is about as large as that of the gradient.
-    rows = layer.correlation(delta).reshape(-1, places) / (2 * noise)
-    aim = target.transpose(0, 2, 1).reshape(-1, channels) / (2 * noise)
-    return np.asarray(rows.T @ rows), np.asarray((rows.T @ aim).reshape(-1))
-
-
-def _residual(model: Model, weights: list[Matrix], x: Matrix, label: int, vector: Matrix) -> float:
+def _residual(model: Model, weights: Matrix, image: Matrix, label: int, vector: Matrix) -> float:
     """The sine of the angle between the gradient of the answer and the one observed."""
-    import tensorflow as tf
-
-    variables = [tf.constant(w) for w in weights]
-    with tf.GradientTape() as tape:
-        tape.watch(variables)
-        loss = cross_entropy(model.logits(variables, tf.constant(x[None])), tf.constant([label]))
-    parts = tape.gradient(loss, variables)
-    ours = np.concatenate([part.numpy().reshape(-1) for part in parts])
+    ours = example_gradient(model)(weights, image[None], label).numpy()
     ours = ours / max(float(np.linalg.norm(ours)), 1e-300)
     theirs = vector / np.linalg.norm(vector)
     return float(np.linalg.norm(theirs - (ours @ theirs) * ours))
