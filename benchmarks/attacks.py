@@ -169,16 +169,15 @@ def run(row: Row, targets: int, data: Path, progress: bool, first: int = 0) -> d
         attack = partial(attack_labels, auxiliary=public_examples(data, row.settings["auxiliary"]))
     starts = [trained(row, model, draw, data) for draw in range(DRAWS)]
     outcomes: list[Outcome] = []
-    for target in (first, *range(first, first + targets)):
+    for target in [first] * row.warmed + list(range(first, first + targets)):
         picked = np.take(chosen, np.arange(row.batch) + target * row.batch, mode="wrap")
         weights = starts[target % DRAWS]
         outcomes.append(attack(row, model, weights, pixels[picked], labels[picked], target + 1))
         if progress:
-            print(f"\r{len(outcomes) - 1} of {targets}", end="", file=sys.stderr, flush=True)
+            print(f"\r{len(outcomes) - row.warmed} of {targets}", end="", file=sys.stderr, flush=True)
     if progress:
         print(file=sys.stderr)
-    # The first one more was for tracing alone.
-    return figures(row, outcomes[1:], first)
+    return figures(row, outcomes[row.warmed :], first)
 
 
 def figures(row: Row, outcomes: list[Outcome], first: int) -> dict[str, Any]:

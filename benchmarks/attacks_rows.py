@@ -31,6 +31,8 @@ class Row:
         clip: L2 bound of the update, known to the attacker.
         white: The byte that is one; above 255 pixels are no bytes, as far as an attacker knows them.
         halved: Whether images are 14×14, means of four pixels each.
+        warmed: Whether a target that does not count comes first, so that no time has TensorFlow's tracing in it.
+            Searches of minutes do without.
     """
 
     attack: str
@@ -51,6 +53,7 @@ class Row:
     clip: float | None = None
     white: int = 255
     halved: bool = False
+    warmed: bool = True
 
 
 def matching(batch: int, rate: float, seconds: float | None = None, **options: Any) -> Row:
@@ -67,6 +70,7 @@ def matching(batch: int, rate: float, seconds: float | None = None, **options: A
             "seconds": seconds,
             "each": True,
             "settings": settings,
+            "warmed": batch == 1,
             **options,
         }
     )
