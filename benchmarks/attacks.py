@@ -5,7 +5,8 @@
 
 Every target is drawn from the test images, which no model here was trained on, and the weight draws are gone
 through in turn. Clients compute in single precision, as the executors do: an update is the difference of two
-float32 models. Seconds are those of the attack alone, after one attack that traces and caches.
+float32 models. Seconds are those of the attack alone, after one attack that traces and caches (not so searches of
+minutes, for batches).
 """
 
 from __future__ import annotations
