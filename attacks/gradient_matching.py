@@ -43,6 +43,8 @@ APPROACH = 100
 """Iterations of L-BFGS before Gauss-Newton steps, times the root of the batch."""
 NOISE_SLACK = 1.1
 """A loss of so many times that of the noise is explained by it."""
+ROUNDED = 8.0
+"""So is one of so many times that of the noise where noise is rounding alone, of which not all is reckoned with."""
 JACOBIAN = 25
 """A Jacobian counts as so many iterations."""
 NOISY = 1e-3
@@ -193,19 +195,21 @@ class _Search:
     def _by_equations(self, start: Vector, scale_known: bool, iterations: int, *, faded: bool = False) -> int:
         """By Gauss-Newton steps, ``faded`` ones first; returns the iterations that their Jacobians count."""
         taken, enough = 0, max(NOISE_SLACK * self._floor, 1e-15)
+        # Images of one label, mixed, may come as near as the tolerance.
+        explained = max(enough, min(ROUNDED * self._floor, self._tolerance))
         matching = gauss_newton.Matching(
             self._model, self._weights, self._estimate.vector, self._known, scale_known
         )
         searches = [(gauss_newton.solve, enough)]
         if faded:
-            searches.insert(0, (fading_prior.search, max(enough, self._tolerance)))
+            searches.insert(0, (fading_prior.search, explained))
         for search, until in searches:
             found = search(matching, start, enough=until, jacobians=iterations // JACOBIAN - taken)
             self._evaluations += found.evaluations
             start, taken = found.images, taken + found.jacobians
             _, angle, _ = self._at(start, scale_known)
             self._consider(angle, start)
-            self.solved = found.loss <= until or angle < self._tolerance
+            self.solved = min(found.loss, angle) <= explained
             if self.solved:
                 break
         return JACOBIAN * taken
