@@ -44,7 +44,8 @@ APPROACH = 100
 NOISE_SLACK = 1.1
 """A loss of so many times that of the noise is explained by it."""
 ROUNDED = 8.0
-"""So is one of so many times that of the noise where noise is rounding alone, of which not all is reckoned with."""
+"""So is one of so many times that of the noise, over the root of the batch, where noise is rounding alone: not all
+of it is reckoned with, and its mean over a batch is smaller."""
 JACOBIAN = 25
 """A Jacobian counts as so many iterations."""
 NOISY = 1e-3
@@ -196,7 +197,7 @@ class _Search:
         """By Gauss-Newton steps, ``faded`` ones first; returns the iterations that their Jacobians count."""
         taken, enough = 0, max(NOISE_SLACK * self._floor, 1e-15)
         # Images of one label, mixed, may come as near as the tolerance.
-        explained = max(enough, min(ROUNDED * self._floor, self._tolerance))
+        explained = max(enough, min(ROUNDED / self._batch**0.5 * self._floor, self._tolerance))
         matching = gauss_newton.Matching(
             self._model, self._weights, self._estimate.vector, self._known, scale_known
         )

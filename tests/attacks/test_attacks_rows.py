@@ -47,7 +47,11 @@ TOGETHER = {
     "tokens-8": (1.0, None),
     "sequences-1": (1.0, None),
     "imprint-sum": (0.9, 60),
+    "sparse-decomposition-24": (0.5, 80),
     "gradient-matching-clipped": (0.0, None),
+    "gradient-matching-cnn": (0.0, None),
+    "local-training": (0.0, None),
+    "local-training-one-step": (0.0, None),
     "dlg": (0.0, None),
     "idlg": (0.0, None),
 }
