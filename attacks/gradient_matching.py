@@ -196,8 +196,10 @@ class _Search:
     def _by_equations(self, start: Vector, scale_known: bool, iterations: int, *, faded: bool = False) -> int:
         """By Gauss-Newton steps, ``faded`` ones first; returns the iterations that their Jacobians count."""
         taken, enough = 0, max(NOISE_SLACK * self._floor, 1e-15)
-        # Images of one label, mixed, may come as near as the tolerance.
-        explained = max(enough, min(ROUNDED / self._batch**0.5 * self._floor, self._tolerance))
+        explained = max(enough, self._tolerance)
+        if self._labels is not None and len(set(self._labels.tolist())) < self._batch:
+            # Images of one label, mixed, may come as near as the tolerance.
+            explained = max(enough, min(ROUNDED / self._batch**0.5 * self._floor, self._tolerance))
         matching = gauss_newton.Matching(
             self._model, self._weights, self._estimate.vector, self._known, scale_known
         )
