@@ -7,7 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from attacks import ATTACKS, DenseLayer, GradientMatching, NotInvertible, attempt, create, run_attacks
+from attacks import (
+    ATTACKS,
+    DenseLayer,
+    GradientMatching,
+    NotInvertible,
+    attempt,
+    create,
+    gradient_matching,
+    run_attacks,
+)
+from attacks.gauss_newton import Solution
 from attacks.gradient import estimate_gradient
 from attacks.matching_loss import matching_loss
 from attacks.scoring import psnr
@@ -164,6 +174,25 @@ def test_gradient_matching_finds_a_batch(lab):
     found = _invert(GradientMatching(batch=2), place, place.observe([0, 1]))
     assert sorted(found.labels) == sorted(place.labels[:2])
     assert all(max(_psnr(image, place.images[row]) for row in (0, 1)) >= 40 for image in found.images)
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["one label twice", "different labels"])
+def test_images_of_one_label_are_not_taken_for_found_by_a_small_loss(lab, monkeypatch, alike):
+    place, starts = lab("lenet"), []
+    one = place.labels == place.labels[0]
+    rows = [0, int(np.flatnonzero(one)[1] if alike else np.flatnonzero(~one)[0])]
+
+    def near(matching, start, *, enough, jacobians):
+        """The truth but for an error that leaves far more than rounding, and less than the tolerance."""
+        starts.append(enough)
+        images = place.images[rows].astype(np.float64).ravel()
+        return Solution(images + 1e-4 * (images < 0.5), 1e-11, 1, 1)
+
+    monkeypatch.setattr(gradient_matching.fading_prior, "search", near)
+    monkeypatch.setattr(gradient_matching.gauss_newton, "solve", near)
+    _invert(GradientMatching(batch=2, starts=2, iterations=1000), place, place.observe(rows))
+    # Each start searches twice, until nothing is left to be explained; one is enough where nothing can be mixed.
+    assert len(starts) == (4 if alike else 1)
 
 
 def test_gradient_matching_of_a_batch_by_one_image_knows_that_it_does_not_fit(lab):
