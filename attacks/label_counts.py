@@ -42,8 +42,8 @@ REGRESSED = 0.15
 """Weight of the regression on made-up inputs in the mean probabilities."""
 LEAST = 1e-9
 """Relative decrease of a squared distance that is more than rounding."""
-EVEN = 1e-3
-"""Variance of errors of the mean probabilities in every direction, over that where inputs vary most."""
+EVEN = 0.05
+"""Standard deviation of a count's error beside that of the mean probabilities: whatever is not reckoned with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +174,8 @@ def nearest_counts(shares: Array, count: int, probabilities: Array) -> Array:
         probabilities: Of single inputs, ``[inputs, classes]``.
     """
     counts, classes = _rounded(shares, count), len(shares)
-    covariance = np.cov(probabilities.T)
-    largest = float(np.linalg.eigvalsh(covariance)[-1])
-    if not largest > 0:
-        return counts
-    metric = np.linalg.inv(covariance / largest + EVEN * np.eye(classes))
+    # Of a batch's mean as of one input: inputs of a batch may all be off to the same side.
+    metric = np.linalg.inv(count**2 * np.cov(probabilities.T) + EVEN**2 * np.eye(classes))
     while True:
         # Squared distance after a move from class a to class b, less that before: of the step e_b − e_a.
         slope, own = metric @ (counts - shares), np.diag(metric)
