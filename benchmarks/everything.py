@@ -1,4 +1,4 @@
-"""Every table of RESULTS.md anew, one benchmark after another; about three quarters of an hour on two quiet cores.
+"""Every table of RESULTS.md anew, one benchmark after another; about half an hour on two quiet cores.
 
     python benchmarks/everything.py                     # all of them, into RESULTS.md
     python benchmarks/everything.py --only W1,secagg-50
