@@ -12,6 +12,7 @@ from attacks.auto import Auto
 from attacks.base import Attack, NotInvertible, Reconstruction, ThreatModel, attempt
 from attacks.dager import Dager
 from attacks.dense_layer import DenseLayer
+from attacks.feature_inversion import FeatureInversion
 from attacks.gradient_matching import GradientMatching
 from attacks.imprint import Imprint
 from attacks.inconsistency import ModelInconsistency
@@ -29,6 +30,7 @@ ATTACKS: dict[str, Callable[[int], Attack]] = {
     "dense_layer": lambda iterations: DenseLayer(),
     "sparse_decomposition": lambda iterations: SparseDecomposition(),
     "recursive_analytic": lambda iterations: RecursiveAnalytic(),
+    "feature_inversion": lambda iterations: FeatureInversion(),
     "tokens": lambda iterations: Tokens(),
     "dager": lambda iterations: Dager(),
     "imprint": lambda iterations: Imprint(),
@@ -62,6 +64,7 @@ __all__ = [
     "Auxiliary",
     "Dager",
     "DenseLayer",
+    "FeatureInversion",
     "GradientMatching",
     "Imprint",
     "LocalTraining",

@@ -20,6 +20,7 @@ from attacks.base import Attack, Attempt, Guess, NotInvertible, ThreatModel
 from attacks.dager import Dager
 from attacks.dense_layer import DenseLayer
 from attacks.example_gradient import example_gradient
+from attacks.feature_inversion import FeatureInversion
 from attacks.gradient import estimate_gradient, noise_variance
 from attacks.gradient_matching import GradientMatching
 from attacks.imprint import Imprint
@@ -111,7 +112,7 @@ class Auto:
             matching.append(GradientMatching(self.iterations, batch=batch))
         if steps > 1:
             matching.append(LocalTraining(self.iterations))
-        exact = (DenseLayer(), RecursiveAnalytic(), SparseDecomposition())
+        exact = (DenseLayer(), RecursiveAnalytic(), SparseDecomposition(), FeatureInversion())
         return *exact, Imprint(), ModelInconsistency(), *matching
 
 

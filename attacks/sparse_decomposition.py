@@ -22,7 +22,7 @@ from attacks.pixels import made_of_bytes, on_grid, snap
 from attacks.sparse_directions import Search, Split
 from attacks.unmixing import unmix
 from privfed.models.functional import Model
-from privfed.transcript import Observation, Observer, View
+from privfed.transcript import Observation, Observer, Plan, View
 
 CERTAIN = 0.01
 """A share of contradictions this small, and all pixels bytes, are no accident: one with wrong parts has many."""
@@ -46,6 +46,23 @@ UNDECIDED = 1.0
 """Residual of a decomposition that nothing speaks for."""
 PLAUSIBLE = 0.1
 """A share of contradictions that is still taken for an answer when the search has run its rounds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The inputs of a dense layer, the one with the largest gradient first.
+
+    Attributes:
+        inputs: ``[b, inputs]``.
+        labels: ``[b]``; ``None`` where the model has too many classes to try each.
+        residual: As in ``Guess``.
+        evaluations: How many gradients of the model it took.
+    """
+
+    inputs: Matrix
+    labels: NDArray[np.int64] | None
+    residual: float
+    evaluations: int
 
 
 @dataclass(frozen=True)
@@ -73,30 +90,54 @@ class SparseDecomposition:
 
     def invert(self, view: View, index: int, rng: np.random.Generator) -> Guess:
         """As ``Attack.invert``; ``rng`` draws the guesses."""
-        observation, model = view.observations[index], view.model
-        kernel, bias = _layer(model, estimate_gradient(observation, view.plan).vector)
+        found = self.split(view.observations[index], view.plan, view.model, rng)
+        images = found.inputs.reshape(-1, *view.model.input_shape)
+        return Guess(images, found.labels, found.residual, found.evaluations)
+
+    def split(
+        self,
+        observation: Observation,
+        plan: Plan,
+        model: Model,
+        rng: np.random.Generator,
+        *,
+        pixels: bool = True,
+    ) -> Examples:
+        """The examples behind ``observation``.
+
+        Args:
+            observation: Of ``model``.
+            plan: The run's public plan.
+            model: With ``dense_input``.
+            rng: Draws the guesses.
+            pixels: Whether inputs are pixels in [0, 1], bytes perhaps, or features of any size.
+
+        Raises:
+            NotInvertible: They cannot be told apart; the message says why.
+        """
+        kernel, bias = _layer(model, estimate_gradient(observation, plan).vector)
         gradient = np.vstack([kernel, bias])
         gradient /= np.abs(gradient).max() or 1.0
         if not bias.any():
-            raise NotInvertible("the gradient of the first layer's bias is zero: the inputs have no scale")
+            raise NotInvertible("the gradient of the first dense layer's bias is zero: the inputs have no scale")
         factors = factorise(gradient, _relative_noise(observation, np.vstack([kernel, bias])))
         if factors is None:
             raise NotInvertible(
-                "the singular values of the first layer's gradient have no gap: there is noise in it, or more "
+                "the singular values of the first dense layer's gradient have no gap: there is noise in it, or more "
                 "examples than it can tell apart"
             )
         if factors.rank > self.most:
             raise NotInvertible(f"{factors.rank} examples are behind the vector: {self.most} are the most tried")
         if factors.rank > 1 and not relu_follows(model):
             raise NotInvertible(
-                f"{factors.rank} examples are behind the vector, and no ReLU follows the first layer of model "
+                f"{factors.rank} examples are behind the vector, and no ReLU follows the first dense layer of model "
                 f"{model.name}: there are no zeros to tell them apart by"
             )
-        split, leverage = self._search(observation, model, factors, rng)
-        return _checked(observation, model, factors, split, leverage)
+        found, leverage = self._search(observation, model, factors, rng, pixels)
+        return _checked(observation, model, factors, found, leverage, pixels)
 
     def _search(
-        self, observation: Observation, model: Model, factors: Factors, rng: np.random.Generator
+        self, observation: Observation, model: Model, factors: Factors, rng: np.random.Generator, pixels: bool
     ) -> tuple[Split, float]:
         """The best split, and how far it hangs on single zeros (``Search.leverage``)."""
         start = np.asarray(observation.weights, np.float64)
@@ -130,7 +171,7 @@ class SparseDecomposition:
                 left = min(left, PATIENCE) if best is None else left
                 best, lowest = split, rank
                 if split.contradictions < CERTAIN and (
-                    rank[0] == 0 or _explains(observation, model, factors, split)
+                    rank[0] == 0 or _explains(observation, model, factors, split, pixels)
                 ):
                     break
         if best is None:
@@ -178,19 +219,21 @@ def _relative_noise(observation: Observation, layer: Matrix) -> float:
     return float(observation.noise_stddev / np.abs(observation.vector).max())
 
 
-def _explains(observation: Observation, model: Model, factors: Factors, split: Split) -> bool:
+def _explains(observation: Observation, model: Model, factors: Factors, split: Split, pixels: bool) -> bool:
     """Whether each part is the gradient of its example, as it is after one step for the right split alone."""
-    bent, _, _ = _bent(observation, model, split)
+    bent, _, _ = _bent(observation, model, split, pixels)
     return bent < EXPLAINED + NOISY * factors.residual
 
 
-def _bent(observation: Observation, model: Model, split: Split) -> tuple[float, NDArray[np.int64] | None, int]:
+def _bent(
+    observation: Observation, model: Model, split: Split, pixels: bool
+) -> tuple[float, NDArray[np.int64] | None, int]:
     """How far the parts are from parallel to their examples' own gradients, their labels, and evaluations.
 
     Infinite and ``None`` for a model whose gradients cannot be taken class by class.
     """
-    images = snap(split.inputs).reshape(-1, *model.input_shape)
-    every = input_gradients(model, observation.weights, images)
+    inputs = snap(split.inputs) if pixels else split.inputs
+    every = input_gradients(model, observation.weights, inputs.reshape(-1, *model.input_shape))
     if every is None:
         return float("inf"), None, 0
     kernel, _ = _layer(model, np.asarray(observation.weights, np.float64))
@@ -202,24 +245,24 @@ def _bent(observation: Observation, model: Model, split: Split) -> tuple[float, 
     return bent, along.argmax(axis=0), len(every)
 
 
-def _checked(observation: Observation, model: Model, factors: Factors, split: Split, leverage: float) -> Guess:
+def _checked(
+    observation: Observation, model: Model, factors: Factors, split: Split, leverage: float, pixels: bool
+) -> Examples:
     """Labels, and the residual: each example's own gradient is taken again and set beside its part.
 
     After one step they are parallel. Several steps bend them, and then it is the zeros that speak for the
     decomposition, or that all its pixels are bytes; the smaller of the two counts. Where zeros leave an example
     open by a multiple of another, they say nothing: such a split contradicts nothing however wrong it is.
     """
-    flat = snap(split.inputs)
-    bent, labels, evaluations = _bent(observation, model, split)
+    inputs = snap(split.inputs) if pixels else split.inputs
+    bent, labels, evaluations = _bent(observation, model, split, pixels)
     doubt = 2 * split.contradictions
-    if not made_of_bytes(split.inputs):
+    if not (pixels and made_of_bytes(split.inputs)):
         doubt = max(doubt, UNDECIDED if leverage > HANGING else 0.0)
     elif split.contradictions < CERTAIN:
         doubt = 0.0
     residual = bent if factors.rank == 1 and labels is not None else min(bent, doubt)
-    moved = float(np.sqrt(np.mean((flat - split.inputs) ** 2)))
+    moved = float(np.sqrt(np.mean((inputs - split.inputs) ** 2)))
     order = np.argsort(-np.linalg.norm(split.gradients, axis=1), kind="stable")
     picked = None if labels is None else labels[order].astype(np.int64)
-    return Guess(
-        flat[order].reshape(-1, *model.input_shape), picked, max(residual, factors.residual, moved), evaluations
-    )
+    return Examples(inputs[order], picked, max(residual, factors.residual, moved), evaluations)

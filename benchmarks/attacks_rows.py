@@ -95,6 +95,14 @@ ROWS = {
     "sparse-decomposition-sum": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, clients=4),
     "sparse-decomposition-sum-8": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, clients=8),
     "recursive-analytic": Row("recursive_analytic", "lenet", {}, 1, 100, 1.0, 0.1),
+    "feature-inversion-1": Row("feature_inversion", "cnn", {}, 1, 80, 0.95, None, each=True),
+    "feature-inversion-8": Row("feature_inversion", "cnn", {}, 8, 80, 0.95, None, each=True, targets=50),
+    "feature-inversion-trained": Row(
+        "feature_inversion", "cnn", {}, 8, 80, 0.0, None, each=True, trained=300, targets=20
+    ),
+    "feature-inversion-sum": Row(
+        "feature_inversion", "cnn", {}, 8, 80, 0.95, None, each=True, clients=4, targets=20
+    ),
     "gradient-matching-1": matching(1, 0.98, 2.0),
     "gradient-matching-2": matching(2, 0.95, targets=25),
     "gradient-matching-4": matching(4, 0.90, targets=15),

@@ -104,9 +104,10 @@ def test_zeros_that_leave_a_mixture_open_do_not_vouch_for_it(split):
     assert search.leverage(wrong) == 1
     wrong = dataclasses.replace(wrong, contradictions=0.0)
     for answer, verified in ((right, True), (wrong, False)):
-        guess = _checked(seen, place.model, factors, answer, search.leverage(answer))
+        guess = _checked(seen, place.model, factors, answer, search.leverage(answer), True)
         assert (guess.residual < 1e-3) is verified
-        found = Guess(guess.images, guess.labels, guess.residual, guess.evaluations)
+        images = guess.inputs.reshape(-1, *place.model.input_shape)
+        found = Guess(images, guess.labels, guess.residual, guess.evaluations)
         assert is_verified(place.view(seen), seen, "sparse_decomposition", found, 1.0) is verified
 
 
@@ -114,9 +115,9 @@ def test_bytes_vouch_where_zeros_leave_it_open(split):
     place, seen, factors, _, right = split
     images = _bytes(4, right.inputs.shape[1], lit=0.9)
     on_bytes = dataclasses.replace(right, inputs=images, contradictions=0.001)
-    assert _checked(seen, place.model, factors, on_bytes, 1.0).residual < 1e-3
+    assert _checked(seen, place.model, factors, on_bytes, 1.0, True).residual < 1e-3
     contradicted = dataclasses.replace(on_bytes, contradictions=0.05)
-    assert _checked(seen, place.model, factors, contradicted, 1.0).residual >= 0.1
+    assert _checked(seen, place.model, factors, contradicted, 1.0, True).residual >= 0.1
 
 
 def test_a_split_with_a_mixture_is_mended(lab):

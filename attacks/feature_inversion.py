@@ -1,0 +1,134 @@
+"""Inversion of the features that reach a dense layer behind convolutions: whole batches, pooling and ReLU or not.
+
+A dense layer gives its inputs away whatever comes before it (``attacks.inner_dense``): those of one example by the
+rank-one factor of its gradient, those of a batch by the zeros that ReLU leaves (``attacks.sparse_decomposition``).
+Each example's features are then inverted for themselves, as Kariyappa et al. 2023 (Cocktail Party Attack,
+arXiv:2209.05578, section 5) do: the image is searched for that has them. There are more features than pixels, and
+the convolutions before them are few, so the search mostly ends at the image itself, where a search for the whole
+gradient's image is lost among the kinks of pooling and ReLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize
+
+from attacks.base import Guess, NotInvertible, ThreatModel
+from attacks.fading_prior import draw
+from attacks.inner_dense import find_inner_dense
+from attacks.pixels import snap
+from attacks.sparse_decomposition import SparseDecomposition
+from privfed.models.functional import Model
+from privfed.transcript import Observer, View
+
+Vector = NDArray[np.float64]
+
+SOLVED = 1e-8
+"""Squared distance, as a share of the features' own square, at which an image has them."""
+MEMORY = 30
+"""Correction pairs of L-BFGS."""
+FAINT = 0.3
+"""Every other start is of noise up to this brightness; the rest are smooth."""
+
+
+@dataclass(frozen=True)
+class FeatureInversion:
+    """Finds what reached the first dense layer of a convolutional network, and the images that it comes from.
+
+    Attributes:
+        iterations: Budget of iterations for one start.
+        starts: At most so many for one image; the one whose features are nearest is taken.
+    """
+
+    iterations: int = 400
+    starts: int = 12
+
+    name: ClassVar[str] = "feature_inversion"
+    threat: ClassVar[ThreatModel] = ThreatModel(
+        observers=tuple(Observer),
+        knowledge=("the model and the weights the update started from", "that pixels may have been bytes"),
+        assumptions=(
+            "a dense layer with a bias behind others, which more features reach than an image has pixels",
+            "one example, or a ReLU behind that layer and fewer examples than a third of its units",
+            "one local step; none of the layers before it looks at several examples at once",
+            "no noise beyond that of rounding",
+        ),
+    )
+
+    def invert(self, view: View, index: int, rng: np.random.Generator) -> Guess:
+        """As ``Attack.invert``; ``rng`` draws guesses and starting points."""
+        model, seen = view.model, view.observations[index]
+        cut, pixels = find_inner_dense(model), int(np.prod(model.input_shape))
+        if cut is None:
+            raise NotInvertible(f"model {model.name} has no dense layer with a bias behind other layers")
+        if cut.features < pixels:
+            raise NotInvertible(
+                f"{cut.features} features reach the first dense layer of model {model.name}: too few to tell images "
+                f"of {pixels} pixels apart"
+            )
+        found = SparseDecomposition().split(cut.behind(model, seen), view.plan, cut.tail, rng, pixels=False)
+        weights, evaluations = np.asarray(seen.weights, np.float64), found.evaluations
+        images, farthest = [], 0.0
+        for features in found.inputs:
+            image, distance, taken = self._image(model, weights, features, rng)
+            images.append(image)
+            farthest, evaluations = max(farthest, distance), evaluations + taken
+        labels = found.labels
+        residual = max(found.residual, farthest**0.5)
+        return Guess(snap(np.stack(images)), labels, residual, evaluations)
+
+    def _image(
+        self, model: Model, weights: Vector, features: Vector, rng: np.random.Generator
+    ) -> tuple[Vector, float, int]:
+        """The image ``[*input_shape]`` that has such features, their distance, and evaluations."""
+        import tensorflow as tf
+
+        size, evaluations = int(np.prod(model.input_shape)), 0
+        given = tf.constant(weights), tf.constant(features)
+        distance = _distance(model)
+        best, lowest = np.zeros(size), np.inf
+
+        def objective(point: Vector) -> tuple[float, Vector]:
+            nonlocal evaluations
+            evaluations += 1
+            value, slope = distance(tf.constant(point), *given)
+            return float(value), slope.numpy()
+
+        options = {"maxiter": self.iterations, "maxcor": MEMORY, "ftol": 1e-14, "gtol": 1e-12}
+        for number in range(self.starts):
+            start = rng.uniform(0, FAINT, size) if number % 2 else draw(model.input_shape, 1, rng)
+            result = optimize.minimize(
+                objective, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * size, options=options
+            )
+            if result.fun < lowest:
+                best, lowest = np.clip(result.x, 0, 1), float(result.fun)
+            if lowest < SOLVED:
+                break
+        return best.reshape(model.input_shape), lowest, evaluations
+
+
+@lru_cache(maxsize=8)
+def _distance(model: Model) -> Callable[..., tuple[Any, Any]]:
+    """``(pixels, weights [d], features [n]) -> (relative squared distance, its slope)``, traced once per model."""
+    import tensorflow as tf
+
+    cut = find_inner_dense(model)
+    assert cut is not None
+    front, size = cut.front, int(np.prod(model.input_shape))
+    signature = [tf.TensorSpec([n], tf.float64) for n in (size, model.dimension, cut.features)]
+
+    def distance(point: Any, weights: Any, features: Any) -> tuple[Any, Any]:
+        with tf.GradientTape() as tape:
+            tape.watch(point)
+            ours = front(model.unflatten(weights), tf.reshape(point, [1, *model.input_shape]))[0]
+            value = tf.reduce_sum((ours - features) ** 2) / tf.reduce_sum(features**2)
+        return value, tape.gradient(value, point)
+
+    compiled: Callable[..., tuple[Any, Any]] = tf.function(distance, input_signature=signature)
+    return compiled
