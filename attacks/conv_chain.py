@@ -16,21 +16,39 @@ from privfed.models.functional import Model
 Array = NDArray[np.float64]
 
 STRIDES = (1, 2, 3)
+INSIDE = 1e-7
+"""Distance that activations keep from the ends of a range they only approach, where the inverse has no slope."""
+FAINT = 3.0
+"""Values of a rectifier up to so many times the farthest below zero, which is all error, are zero."""
 AGREES = 1e-9
 """Largest relative difference of logits at which a chain is taken to be the model."""
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An invertible activation: value, inverse, and first and second derivative as functions of the value."""
+    """An activation that is invertible wherever it has a slope.
+
+    Attributes:
+        name: In the field.
+        value: Of a pre-activation.
+        inverse: Of a value; anything where the slope is zero.
+        slope: First derivative, as a function of the value.
+        bend: Second derivative, as a function of the value.
+        allowed: What values with errors in them are taken for, within the range that the function has.
+        smooth: Whether the derivatives are without jumps.
+    """
 
     name: str
     value: Callable[[Array], Array]
     inverse: Callable[[Array], Array]
     slope: Callable[[Array], Array]
     bend: Callable[[Array], Array]
-    low: float
-    high: float
+    allowed: Callable[[Array], Array]
+    smooth: bool = True
+
+
+def _rectified(a: Array) -> Array:
+    return np.where(a > -FAINT * np.minimum(a.min(), 0), a, 0.0)
 
 
 ACTIVATIONS = (
@@ -40,10 +58,25 @@ ACTIVATIONS = (
         lambda a: np.log(a / (1 - a)),
         lambda a: a * (1 - a),
         lambda a: a * (1 - a) * (1 - 2 * a),
-        0,
-        1,
+        lambda a: np.clip(a, INSIDE, 1 - INSIDE),
     ),
-    Activation("tanh", np.tanh, np.arctanh, lambda a: 1 - a**2, lambda a: -2 * a * (1 - a**2), -1, 1),
+    Activation(
+        "tanh",
+        np.tanh,
+        np.arctanh,
+        lambda a: 1 - a**2,
+        lambda a: -2 * a * (1 - a**2),
+        lambda a: np.clip(a, INSIDE - 1, 1 - INSIDE),
+    ),
+    Activation(
+        "relu",
+        lambda z: np.maximum(z, 0),
+        lambda a: a,
+        lambda a: np.where(a > 0, 1.0, 0.0),
+        np.zeros_like,
+        _rectified,
+        smooth=False,
+    ),
 )
 
 
@@ -209,6 +242,12 @@ def find_chain(model: Model) -> Chain | None:
             if np.abs(forward(chain, weights, x) - logits).max() < AGREES * (1 + np.abs(logits).max()):
                 return chain
     return None
+
+
+def find_smooth_chain(model: Model) -> Chain | None:
+    """As ``find_chain``, but ``None`` where the activation has kinks."""
+    chain = find_chain(model)
+    return chain if chain is not None and chain.activation.smooth else None
 
 
 def _geometries(

@@ -73,7 +73,7 @@ def _activations(known: LayerEquations, spread: float) -> tuple[Matrix, float]:
     basis, left = directions[:, strong], directions[:, ~strong]
     a = basis @ ((basis.T @ known.right) / values[strong, None])
     variance = float(np.sum(1 / values[strong]))
-    if left.shape[1] * channels > known.aim.size:
+    if left.shape[1] * channels > np.count_nonzero(known.slope):
         raise np.linalg.LinAlgError("more unknown entries than outputs")
     if left.shape[1]:
         # Each direction in each channel as an input of its own: [positions, directions, channels, filters].

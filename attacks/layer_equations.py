@@ -18,8 +18,6 @@ from attacks.conv_chain import Chain, Convolution
 
 Matrix = NDArray[np.float64]
 
-INSIDE = 1e-7
-"""Distance that activations keep from the ends of their range, where the inverse has no slope."""
 RIDGE = 1e-15
 """Of the normal equations, relative to their largest diagonal entry."""
 PRIOR_STDDEV = 1.0
@@ -85,7 +83,7 @@ def layer_equations(
     """
     act, layer = chain.activation, chain.convolutions[i]
     positions = layer.outputs[0] * layer.outputs[1]
-    a = np.clip(output, act.low + INSIDE, act.high - INSIDE).reshape(positions, -1)
+    a = act.allowed(output).reshape(positions, -1)
     slope = act.slope(a)
     delta = slopes.reshape(positions, -1) * slope
     kernel, target = (part.reshape(-1, *part.shape[2:]) for part in (weights[2 * i], gradient[2 * i]))

@@ -60,7 +60,7 @@ class RecursiveAnalytic:
         ),
         assumptions=(
             "one example and one local step",
-            "convolutions and a dense layer, with biases and sigmoid or tanh between them, and no pooling",
+            "convolutions and a dense layer, with biases and sigmoid, tanh or ReLU between them, and no pooling",
             "no noise beyond that of rounding",
         ),
     )
@@ -71,15 +71,14 @@ class RecursiveAnalytic:
         chain = find_chain(model)
         if chain is None:
             raise NotInvertible(
-                f"model {model.name} is no chain of convolutions and a dense layer with sigmoid or tanh between"
+                f"model {model.name} is no chain of convolutions and a dense layer, with sigmoid, tanh or ReLU"
             )
         start = np.asarray(observation.weights, np.float64)
         weights, vector = model.unflatten(start), estimate_gradient(observation, view.plan).vector
-        features, error, label, noise = _last_layer(model, weights, model.unflatten(vector))
-        # Clipping and unknown learning rates leave a positive factor open; the last layer has told it.
-        scale = float(np.linalg.norm(error) / np.linalg.norm(model.unflatten(vector)[-1]))
-        gradient = [scale * np.asarray(g, np.float64) for g in model.unflatten(vector)]
-        noise = max(noise * scale, FINEST * max(float(np.abs(g).max()) for g in gradient))
+        gradient = [np.asarray(part, np.float64) for part in model.unflatten(vector)]
+        features, error, noise = _last_layer(gradient)
+        label = int(error.argmin())
+        noise = max(noise, FINEST * max(float(np.abs(part).max()) for part in gradient))
         known = (chain, weights, gradient, features, error, noise, rng)
 
         def residual(image: Matrix) -> float:
@@ -89,7 +88,7 @@ class RecursiveAnalytic:
         if first is not None and _no_doubt(*first):
             image = snap(first[0][None])[0]
             left, evaluations = residual(image), 1
-            if left < ROUNDING + NOISE * noise * float(np.sqrt(len(vector)) / np.linalg.norm(scale * vector)):
+            if left < ROUNDING + NOISE * noise * float(np.sqrt(len(vector)) / np.linalg.norm(vector)):
                 return Guess(image[None], np.array([label], np.int64), left, evaluations)
         x, uncertain = _invert_chain(*known)
         if not np.isfinite(x).all():
@@ -134,28 +133,27 @@ def _settled(x: Matrix, uncertain: Matrix, residual: Callable[[Matrix], float]) 
     return image, lowest, evaluations
 
 
-def _last_layer(model: Model, weights: list[Matrix], gradient: list[Matrix]) -> tuple[Matrix, Matrix, int, float]:
-    """Input ``[features]`` of the dense layer at the end, error ``[classes]`` of the logits, label, and noise.
+def _last_layer(gradient: list[Matrix]) -> tuple[Matrix, Matrix, float]:
+    """Input ``[features]`` of the dense layer at the end, error ``[classes]`` of the logits, and noise.
 
-    The noise is the standard deviation of an entry of the gradient about what one example would give.
+    Clipping and unknown learning rates leave a positive factor in the error open, which all the gradient has in
+    common: no layer's input depends on it. The noise is the standard deviation of an entry of the gradient about
+    what one example would give.
     """
-    kernel, bias = (np.asarray(g, np.float64) for g in gradient[-2:])
+    kernel, bias = gradient[-2:]
     power = float(bias @ bias)
     if power == 0:
         raise NotInvertible("the gradient of the last layer's bias is zero: there is nothing to divide by")
     features = kernel @ bias / power
     left_over = float(np.linalg.norm(kernel - np.outer(features, bias)))
-    rest = left_over / float(np.linalg.norm(kernel))
+    rest = left_over / max(float(np.linalg.norm(kernel)), 1e-300)
     if rest > ONE_EXAMPLE:
         raise NotInvertible(
             f"{rest:.0%} of the last layer's gradient is not one example's: there are several, or steps, or noise"
         )
-    label = int(bias.argmin())
-    logits = features @ weights[-2] + weights[-1]
-    error = np.exp(logits - logits.max())
-    error /= error.sum()
-    error[label] -= 1
-    return features, error, label, left_over / float(np.sqrt(kernel.size - len(features)))
+    # Every row tells the error, the bias with the others.
+    error = (features @ kernel + bias) / (features @ features + 1)
+    return features, error, left_over / float(np.sqrt(kernel.size - len(features)))
 
 
 def _invert_chain(
