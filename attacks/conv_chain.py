@@ -18,8 +18,8 @@ Array = NDArray[np.float64]
 STRIDES = (1, 2, 3)
 INSIDE = 1e-7
 """Distance that activations keep from the ends of a range they only approach, where the inverse has no slope."""
-FAINT = 3.0
-"""Values of a rectifier up to so many times the farthest below zero, which is all error, are zero."""
+FAINT = 30.0
+"""Values of a rectifier beyond so many times the farthest below zero, which is all error, are no such zeros."""
 AGREES = 1e-9
 """Largest relative difference of logits at which a chain is taken to be the model."""
 
@@ -48,7 +48,13 @@ class Activation:
 
 
 def _rectified(a: Array) -> Array:
-    return np.where(a > -FAINT * np.minimum(a.min(), 0), a, 0.0)
+    """Zeros for what is as near to zero as what is below it: up to the widest gap on a logarithmic scale."""
+    error = -float(a.min())
+    if error <= 0:
+        return a
+    doubtful = np.sort(a[(a > error) & (a < FAINT * error)])
+    steps = np.concatenate([[error], doubtful, [FAINT * error]])
+    return np.where(a > steps[np.argmax(steps[1:] / steps[:-1])], a, 0.0)
 
 
 ACTIVATIONS = (

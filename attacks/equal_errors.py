@@ -11,13 +11,15 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from attacks.conv_chain import Chain
+from attacks.conv_chain import Activation, Chain
 from attacks.layer_equations import LayerEquations, Precision, add_shared, layer_equations, ridge
 
 Matrix = NDArray[np.float64]
 
 WEAK = 30
 """Directions less certain by the kernel's gradient than so many times the layer's outputs are solved by these."""
+REFITS = 3
+"""Of these, each with the zeros that the last one showed."""
 
 
 def equal_errors(
@@ -49,7 +51,7 @@ def equal_errors(
             if not all(np.isfinite(part).all() for part in (known.aim, known.shared, known.right)):
                 return None
             if i:
-                a, spread = _activations(known, spread)
+                a, spread = _activations(known, spread, chain.activation)
                 slopes = known.slopes()
         x, precision = _pixels(known, spread)
     except np.linalg.LinAlgError:
@@ -58,11 +60,12 @@ def equal_errors(
     return x.reshape(shape), precision.stddevs(rng).reshape(shape)
 
 
-def _activations(known: LayerEquations, spread: float) -> tuple[Matrix, float]:
+def _activations(known: LayerEquations, spread: float, act: Activation) -> tuple[Matrix, float]:
     """Solution ``[places, channels]`` and the root mean square of its standard deviations.
 
     The layer's outputs, of standard deviation ``spread``, only tell what the kernel's gradient leaves open, in a
-    few directions of ``[places]``; what else they would add is of the size of rounding.
+    few directions of ``[places]``; what else they would add is of the size of rounding. Where ``act``, which gave
+    the layer its input, has no slope, that is zero, and tells as much.
 
     Raises:
         numpy.linalg.LinAlgError: More is left open than there are outputs.
@@ -85,11 +88,30 @@ def _activations(known: LayerEquations, spread: float) -> tuple[Matrix, float]:
         prior = np.repeat(np.maximum(values[~strong], 0), channels)
         normal[np.diag_indices_from(normal)] += prior + ridge(normal.diagonal())
         right = rows.T @ rest.reshape(-1) + (left.T @ known.right).reshape(-1)
-        root = scipy.linalg.cholesky(normal, lower=True, overwrite_a=True, check_finite=False)
-        white = scipy.linalg.solve_triangular(root, np.eye(len(root)), lower=True, check_finite=False)
-        a = a + left @ (white.T @ (white @ right)).reshape(-1, channels)
-        variance += float(np.sum(white**2)) / channels
+        found, more = _by_normal(normal, right)
+        whole = a + left @ found.reshape(-1, channels)
+        precise = len(values) / variance if variance else 0.0
+        for _ in range(REFITS):
+            zeros = act.slope(act.allowed(whole)) == 0
+            if not zeros.any():
+                break
+            with_zeros, aim = normal.copy(), right.copy()
+            for c in range(channels):
+                here = left[zeros[:, c]]
+                with_zeros[c::channels, c::channels] += precise * here.T @ here
+                aim[c::channels] -= precise * here.T @ a[zeros[:, c], c]
+            found, more = _by_normal(with_zeros, aim)
+            whole = a + left @ found.reshape(-1, channels)
+        a = whole
+        variance += more / channels
     return a, float(np.sqrt(variance / len(values)))
+
+
+def _by_normal(normal: Matrix, right: Matrix) -> tuple[Matrix, float]:
+    """Solution ``[n]`` of normal equations, and the sum of its variances."""
+    root = scipy.linalg.cholesky(normal, lower=True, check_finite=False)
+    white = scipy.linalg.solve_triangular(root, np.eye(len(root)), lower=True, check_finite=False)
+    return white.T @ (white @ right), float(np.sum(white**2))
 
 
 def _pixels(known: LayerEquations, spread: float) -> tuple[Matrix, Precision]:
