@@ -22,7 +22,7 @@ from attacks.conv_chain import Chain, find_chain
 from attacks.equal_errors import equal_errors
 from attacks.example_gradient import example_gradient
 from attacks.gradient import estimate_gradient
-from attacks.layer_equations import Precision, layer_equations, solve
+from attacks.layer_equations import PRIOR_STDDEV, Precision, layer_equations, solve
 from attacks.pixels import LEVELS, on_grid, snap
 from privfed.models.functional import Model
 from privfed.transcript import Observer, View
@@ -41,6 +41,8 @@ SWEEPS = 3
 """At most so often they are tried in turn."""
 DOUBT = 0.2
 """Distance from a level, or standard deviation of that, from which on equal weights are not enough."""
+OPEN = 0.5 * PRIOR_STDDEV
+"""Standard deviation of its error from which on the equations say nothing of a pixel."""
 NOISE = 3
 """So many times the noise's length the observed gradient may be away from that of bytes which it verifies."""
 ROUNDING = 3e-6
@@ -90,9 +92,19 @@ class RecursiveAnalytic:
             left, evaluations = residual(image), 1
             if left < ROUNDING + NOISE * noise * float(np.sqrt(len(vector)) / np.linalg.norm(vector)):
                 return Guess(image[None], np.array([label], np.int64), left, evaluations)
-        x, uncertain = _invert_chain(*known)
+        try:
+            x, uncertain = _invert_chain(*known)
+        except np.linalg.LinAlgError as reason:
+            raise NotInvertible(
+                f"the layers' equations are too far from determining their inputs: {reason}"
+            ) from None
         if not np.isfinite(x).all():
             raise NotInvertible("the layers' equations have no finite solution")
+        # Whatever such a pixel is, the gradient may well be the one observed: no answer could be verified by it.
+        if left_open := int(np.count_nonzero(uncertain > OPEN)):
+            raise NotInvertible(
+                f"the equations leave {left_open} of {x.size} pixels open: too few units have a slope there"
+            )
         image, left, more = _settled(x, uncertain, residual)
         return Guess(image[None], np.array([label], np.int64), left, evaluations + more)
 
