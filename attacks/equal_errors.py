@@ -11,7 +11,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from attacks.conv_chain import Activation, Chain
+from attacks.conv_chain import FAINT, Activation, Chain
 from attacks.layer_equations import LayerEquations, Precision, add_shared, layer_equations, ridge
 
 Matrix = NDArray[np.float64]
@@ -20,6 +20,12 @@ WEAK = 30
 """Directions less certain by the kernel's gradient than so many times the layer's outputs are solved by these."""
 REFITS = 3
 """Of these, each with the zeros that the last one showed."""
+SWITCHES = 30
+"""At most so many outputs near zero are switched on or off."""
+EXPLAINS = 0.5
+"""Share of what is left of a filter's gradient that one of them has to explain."""
+BARELY = 1e-12
+"""Value of an output that is on although the equations of the next layer have it below zero."""
 
 
 def equal_errors(
@@ -53,6 +59,9 @@ def equal_errors(
             if i:
                 a, spread = _activations(known, spread, chain.activation)
                 slopes = known.slopes()
+            elif not chain.activation.smooth:
+                right = _switched(known, spread, a, slopes, gradient[0])
+                known = layer_equations(chain, i, right, slopes, weights, gradient, noise)
         x, precision = _pixels(known, spread)
     except np.linalg.LinAlgError:
         return None
@@ -112,6 +121,33 @@ def _by_normal(normal: Matrix, right: Matrix) -> tuple[Matrix, float]:
     root = scipy.linalg.cholesky(normal, lower=True, check_finite=False)
     white = scipy.linalg.solve_triangular(root, np.eye(len(root)), lower=True, check_finite=False)
     return white.T @ (white @ right), float(np.sum(white**2))
+
+
+def _switched(known: LayerEquations, spread: float, outputs: Matrix, slopes: Matrix, gradient: Matrix) -> Matrix:
+    """A rectifier's ``outputs``, those near zero on or off as the gradient of the first kernel has it.
+
+    The others by themselves nearly determine the pixels. By these an output that is on adds a known share to that
+    gradient, and it is on if that explains most of what would be left.
+    """
+    shape = known.slope.shape
+    near = np.abs(outputs.reshape(shape)) < FAINT * max(-float(outputs.min()), 0.0)
+    sure = known.slope * ~near
+    normal = known.layer.normal(known.kernel, (sure / spread) ** 2)
+    normal[np.diag_indices_from(normal)] += ridge(normal.diagonal())
+    right = known.layer.backward(known.kernel, sure * known.aim / spread**2).reshape(-1)
+    x = scipy.linalg.cho_solve(scipy.linalg.cho_factor(normal, lower=True, check_finite=False), right)
+    patches = known.layer.patches(x.reshape(-1, known.kernel.shape[1])).reshape(len(known.layer.windows), -1)
+    left = gradient.reshape(patches.shape[1], -1) - patches.T @ known.delta
+    on, power = known.slope > 0, np.sum(patches**2, axis=1)
+    for _ in range(SWITCHES):
+        change = slopes.reshape(shape) * np.where(on, -1.0, 1.0) * near
+        gain = change * (2 * patches @ left - change * power[:, None])
+        place, unit = np.unravel_index(int(np.argmax(gain / np.sum(left**2, axis=0))), shape)
+        if gain[place, unit] <= EXPLAINS * np.sum(left[:, unit] ** 2):
+            break
+        left[:, unit] -= change[place, unit] * patches[place]
+        on[place, unit] = not on[place, unit]
+    return np.where(on, np.maximum(outputs.reshape(shape), BARELY), 0.0)
 
 
 def _pixels(known: LayerEquations, spread: float) -> tuple[Matrix, Precision]:

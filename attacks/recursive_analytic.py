@@ -103,7 +103,8 @@ class RecursiveAnalytic:
         # Whatever such a pixel is, the gradient may well be the one observed: no answer could be verified by it.
         if left_open := int(np.count_nonzero(uncertain > OPEN)):
             raise NotInvertible(
-                f"the equations leave {left_open} of {x.size} pixels open: too few units have a slope there"
+                f"the equations leave {left_open} of {x.size} pixels open: "
+                "too few units have a slope, or the gradient is too small beside its rounding"
             )
         image, left, more = _settled(x, uncertain, residual)
         return Guess(image[None], np.array([label], np.int64), left, evaluations + more)
