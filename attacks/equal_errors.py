@@ -23,7 +23,9 @@ REFITS = 3
 SWITCHES = 30
 """At most so many outputs near zero are switched on or off."""
 EXPLAINS = 0.5
-"""Share of what is left of a filter's gradient that one of them has to explain."""
+"""Share of what is left of a filter's gradient that one of them has to explain, as squares."""
+MATTERS = 1e-4
+"""Share of all of that gradient that it has to be: black windows leave it open, and without consequence."""
 BARELY = 1e-12
 """Value of an output that is on although the equations of the next layer have it below zero."""
 
@@ -139,11 +141,13 @@ def _switched(known: LayerEquations, spread: float, outputs: Matrix, slopes: Mat
     patches = known.layer.patches(x.reshape(-1, known.kernel.shape[1])).reshape(len(known.layer.windows), -1)
     left = gradient.reshape(patches.shape[1], -1) - patches.T @ known.delta
     on, power = known.slope > 0, np.sum(patches**2, axis=1)
+    least = MATTERS**2 * np.sum(gradient.reshape(left.shape) ** 2, axis=0)
     for _ in range(SWITCHES):
         change = slopes.reshape(shape) * np.where(on, -1.0, 1.0) * near
         gain = change * (2 * patches @ left - change * power[:, None])
-        place, unit = np.unravel_index(int(np.argmax(gain / np.sum(left**2, axis=0))), shape)
-        if gain[place, unit] <= EXPLAINS * np.sum(left[:, unit] ** 2):
+        beyond = gain - np.maximum(EXPLAINS * np.sum(left**2, axis=0), least)
+        place, unit = np.unravel_index(int(beyond.argmax()), shape)
+        if beyond[place, unit] <= 0:
             break
         left[:, unit] -= change[place, unit] * patches[place]
         on[place, unit] = not on[place, unit]
