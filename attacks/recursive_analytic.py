@@ -5,6 +5,9 @@ is known from the input of the next, so the layer's own input solves linear equa
 weights applied to it give that output, and its product with the back-propagated gradient is the gradient of the
 weights. Strided convolutions, which have too few of the first kind, have enough of the second.
 
+ReLU has an inverse only where it is on. The equations that hold there are enough: where it is off, it adds nothing
+to the gradients either, and its output is known to be zero.
+
 Equal weights come first (``attacks.equal_errors``), those by the equations' covariances where that leaves doubts.
 """
 
@@ -51,7 +54,7 @@ ROUNDING = 3e-6
 
 @dataclass(frozen=True)
 class RecursiveAnalytic:
-    """Inverts a chain of convolutions with invertible activations and a dense layer at its end."""
+    """Inverts a chain of convolutions, with invertible activations or ReLU, and a dense layer at its end."""
 
     name: ClassVar[str] = "recursive_analytic"
     threat: ClassVar[ThreatModel] = ThreatModel(
@@ -62,6 +65,7 @@ class RecursiveAnalytic:
         ),
         assumptions=(
             "one example and one local step",
+            "enough units that are on, where they are ReLU",
             "convolutions and a dense layer, with biases and sigmoid, tanh or ReLU between them, and no pooling",
             "no noise beyond that of rounding",
         ),
@@ -86,12 +90,13 @@ class RecursiveAnalytic:
         def residual(image: Matrix) -> float:
             return _residual(model, start, image, label, vector)
 
-        first, evaluations = equal_errors(*known), 0
-        if first is not None and _no_doubt(*first):
+        first, before, evaluations = equal_errors(*known), np.inf, 0
+        if first is not None:
             image = snap(first[0][None])[0]
-            left, evaluations = residual(image), 1
-            if left < ROUNDING + NOISE * noise * float(np.sqrt(len(vector)) / np.linalg.norm(vector)):
-                return Guess(image[None], np.array([label], np.int64), left, evaluations)
+            before, evaluations = residual(image), 1
+            explained = ROUNDING + NOISE * noise * float(np.sqrt(len(vector)) / np.linalg.norm(vector))
+            if before < explained and _no_doubt(*first):
+                return Guess(image[None], np.array([label], np.int64), before, evaluations)
         try:
             x, uncertain = _invert_chain(*known)
         except np.linalg.LinAlgError as reason:
@@ -107,6 +112,9 @@ class RecursiveAnalytic:
                 "too few units have a slope, or the gradient is too small beside its rounding"
             )
         image, left, more = _settled(x, uncertain, residual)
+        if first is not None and before < left:
+            evaluations += more
+            image, left, more = _settled(*first, residual)
         return Guess(image[None], np.array([label], np.int64), left, evaluations + more)
 
 

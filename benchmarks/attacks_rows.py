@@ -95,6 +95,7 @@ ROWS = {
     "sparse-decomposition-sum": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, clients=4),
     "sparse-decomposition-sum-8": Row("sparse_decomposition", "mlp", MLP, 8, 80, 0.95, None, clients=8),
     "recursive-analytic": Row("recursive_analytic", "lenet", {}, 1, 100, 1.0, 0.1),
+    "recursive-analytic-relu": Row("recursive_analytic", "lenet", {"activation": "relu"}, 1, 100, 0.95, 0.1),
     "gradient-matching-1": matching(1, 0.98, 2.0),
     "gradient-matching-2": matching(2, 0.95, targets=25),
     "gradient-matching-4": matching(4, 0.90, targets=15),
