@@ -20,6 +20,8 @@ WEAK = 30
 """Directions less certain by the kernel's gradient than so many times the layer's outputs are solved by these."""
 REFITS = 3
 """Of these, each with the zeros that the last one showed."""
+VAGUE = 0.03
+"""Share of the ridge's standard deviation from which on a pixel is not determined by the equations alone."""
 SWITCHES = 30
 """At most so many outputs near zero are switched on or off."""
 EXPLAINS = 0.5
@@ -67,8 +69,10 @@ def equal_errors(
         x, precision = _pixels(known, spread)
     except np.linalg.LinAlgError:
         return None
-    shape = chain.convolutions[0].inputs
-    return x.reshape(shape), precision.stddevs(rng).reshape(shape)
+    shape, uncertain = chain.convolutions[0].inputs, precision.stddevs(rng)
+    if uncertain.max() > VAGUE * precision.prior:
+        return None
+    return x.reshape(shape), uncertain.reshape(shape)
 
 
 def _activations(known: LayerEquations, spread: float, act: Activation) -> tuple[Matrix, float]:
@@ -159,8 +163,9 @@ def _pixels(known: LayerEquations, spread: float) -> tuple[Matrix, Precision]:
     normal = known.layer.normal(known.kernel, (known.slope / spread) ** 2)
     right = known.right + known.layer.backward(known.kernel, known.slope * known.aim / spread**2)
     add_shared(normal, known.shared)
-    normal[np.diag_indices_from(normal)] += ridge(normal.diagonal())
+    added = ridge(normal.diagonal())
+    normal[np.diag_indices_from(normal)] += added
     # Symmetric: the transpose is the order that LAPACK wants, and no copy.
     root = scipy.linalg.cholesky(normal.T, lower=True, overwrite_a=True, check_finite=False)
     x = np.asarray(scipy.linalg.cho_solve((root, True), right.reshape(-1), check_finite=False))
-    return x, Precision(root.T)
+    return x, Precision(root.T, prior=added**-0.5)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.conv_chain import Chain, find_chain
-from attacks.equal_errors import equal_errors
+from attacks.equal_errors import VAGUE, equal_errors
 from attacks.example_gradient import example_gradient
 from attacks.gradient import estimate_gradient
-from attacks.layer_equations import PRIOR_STDDEV, Precision, layer_equations, solve
+from attacks.layer_equations import Precision, layer_equations, solve
 from attacks.pixels import LEVELS, on_grid, snap
 from privfed.models.functional import Model
 from privfed.transcript import Observer, View
@@ -44,8 +44,10 @@ SWEEPS = 3
 """At most so often they are tried in turn."""
 DOUBT = 0.2
 """Distance from a level, or standard deviation of that, from which on equal weights are not enough."""
-OPEN = 0.5 * PRIOR_STDDEV
-"""Standard deviation of its error from which on the equations say nothing of a pixel."""
+OPEN = 0.5
+"""Share of the ridge's standard deviation from which on the equations say nothing of a pixel."""
+BELIEVED = 0.05
+"""Residual below which an answer might be taken for the truth: it must not have undetermined pixels."""
 NOISE = 3
 """So many times the noise's length the observed gradient may be away from that of bytes which it verifies."""
 ROUNDING = 3e-6
@@ -98,23 +100,21 @@ class RecursiveAnalytic:
             if before < explained and _no_doubt(*first):
                 return Guess(image[None], np.array([label], np.int64), before, evaluations)
         try:
-            x, uncertain = _invert_chain(*known)
+            x, uncertain, prior = _invert_chain(*known)
         except np.linalg.LinAlgError as reason:
-            raise NotInvertible(
-                f"the layers' equations are too far from determining their inputs: {reason}"
-            ) from None
+            raise NotInvertible(f"the layers' equations are far from determining their inputs: {reason}") from None
         if not np.isfinite(x).all():
             raise NotInvertible("the layers' equations have no finite solution")
-        # Whatever such a pixel is, the gradient may well be the one observed: no answer could be verified by it.
-        if left_open := int(np.count_nonzero(uncertain > OPEN)):
-            raise NotInvertible(
-                f"the equations leave {left_open} of {x.size} pixels open: "
-                "too few units have a slope, or the gradient is too small beside its rounding"
-            )
         image, left, more = _settled(x, uncertain, residual)
         if first is not None and before < left:
             evaluations += more
             image, left, more = _settled(*first, residual)
+        # Many images have the gradient that was observed where the equations leave some pixels open.
+        elif still_open := int(np.count_nonzero(uncertain > (VAGUE if left < BELIEVED else OPEN) * prior)):
+            raise NotInvertible(
+                f"the equations leave {still_open} of {x.size} pixels open: "
+                "too few units have a slope, or the gradient is too small beside its rounding"
+            )
         return Guess(image[None], np.array([label], np.int64), left, evaluations + more)
 
 
@@ -185,8 +185,11 @@ def _invert_chain(
     error: Matrix,
     noise: float,
     rng: np.random.Generator,
-) -> tuple[Matrix, Matrix]:
-    """The input ``[*input_shape]`` of the chain that has ``features`` at its end, and the error in each entry."""
+) -> tuple[Matrix, Matrix, float]:
+    """The input ``[*input_shape]`` of the chain that has ``features`` at its end, and the error in each entry.
+
+    Last what that would be of entries that no equation is about.
+    """
     a, slopes = features, weights[-2] @ error
     precision = Precision(np.eye(len(features)) * (float(np.linalg.norm(error)) / noise))
     for i in reversed(range(len(chain.convolutions))):
@@ -196,7 +199,7 @@ def _invert_chain(
         a, precision = solve(rows, known.shared, known.right.reshape(-1) + rows.T @ aim, dense=i == 0)
         slopes = known.slopes() if i else slopes
     shape = chain.convolutions[0].inputs
-    return a.reshape(shape), precision.stddevs(rng).reshape(shape)
+    return a.reshape(shape), precision.stddevs(rng).reshape(shape), precision.prior
 
 
 def _residual(model: Model, weights: Matrix, image: Matrix, label: int, vector: Matrix) -> float:
