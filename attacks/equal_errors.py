@@ -11,7 +11,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from attacks.conv_chain import FAINT, Activation, Chain
+from attacks.activations import FAINT, Activation
+from attacks.conv_chain import Chain
 from attacks.layer_equations import LayerEquations, Precision, add_shared, layer_equations, ridge
 
 Matrix = NDArray[np.float64]

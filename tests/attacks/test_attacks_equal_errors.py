@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from attacks import RecursiveAnalytic, attempt, recursive_analytic
+from attacks.activations import ACTIVATIONS
 from attacks.base import NotInvertible
-from attacks.conv_chain import ACTIVATIONS, Convolution, find_chain
+from attacks.conv_chain import Convolution, find_chain
 from attacks.equal_errors import _activations, _pixels, equal_errors
 from attacks.example_gradient import example_gradient
 from attacks.layer_equations import LayerEquations
@@ -18,7 +19,7 @@ from attacks.recursive_analytic import _settled
 
 SPREAD = 1e-6
 NOISE = 1e-7
-SIGMOID, _, RELU = ACTIVATIONS
+SIGMOID = ACTIVATIONS[0]
 
 
 def of_known_input(layer: Convolution, delta: np.ndarray) -> tuple[LayerEquations, np.ndarray]:

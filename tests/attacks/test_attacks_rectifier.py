@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 from attacks import Auto, RecursiveAnalytic, attempt, recursive_analytic
+from attacks.activations import ACTIVATIONS, FAINT
 from attacks.base import NotInvertible
-from attacks.conv_chain import ACTIVATIONS, FAINT, Convolution, find_chain
+from attacks.conv_chain import Convolution, find_chain
 from attacks.equal_errors import _activations, _switched
 from attacks.layer_equations import LayerEquations
 from attacks.pixels import LEVELS
@@ -38,8 +39,8 @@ def _update(place, image: np.ndarray, label: int) -> np.ndarray:
     return (place.weights - np.float32(0.1) * gradient - place.weights).astype(np.float64)
 
 
-def _attack(place, image: np.ndarray, label: int, attack=None):
-    view = place.view(place.observe([0], _update(place, image, label)))
+def _attack(place, image: np.ndarray, label: int, attack=None, update=None):
+    view = place.view(place.observe([0], _update(place, image, label) if update is None else update))
     return attempt(attack or RecursiveAnalytic(), view, 0, np.random.default_rng(0))
 
 
@@ -81,13 +82,16 @@ def test_auto_verifies_it(place) -> None:
 
 
 @pytest.mark.parametrize("layer", [1, 3, 5], ids=["first", "second", "third"])
-def test_image_behind_units_that_are_all_off_is_not_made_up(place, layer) -> None:
+@pytest.mark.parametrize("single", [True, False], ids=["single", "double"])
+def test_image_behind_units_that_are_all_off_is_not_made_up(place, layer, single) -> None:
     """Any image has such a gradient: one that it verified would be one of many."""
     parts = [part.copy() for part in place.model.unflatten(place.weights)]
     parts[layer][:] = -100
     dead = replace(place, weights=place.model.flatten(parts))
     image = np.random.default_rng(3).integers(0, 256, (12, 12, 1)) / LEVELS
-    assert "pixels open" in _attack(dead, image, _unlikely(dead, image)).failure
+    label = _unlikely(dead, image)
+    update = None if single else -0.1 * dead.gradient(dead.weights, image[None], np.array([label]))
+    assert "pixels open" in _attack(dead, image, label, update=update).failure
 
 
 def test_image_of_which_half_is_seen_by_no_unit_that_is_on_is_not_made_up(place) -> None:
