@@ -20,6 +20,7 @@ ROWS = {
     "sparse-decomposition-epochs": (20, 0.9, 140),
     "sparse-decomposition-sum": (20, 0.95, 140),
     "recursive-analytic": (20, 1.0, 100),
+    "recursive-analytic-relu": (20, 0.95, 100),
     "gradient-matching-1": (10, 0.9, 80),
     "gradient-matching-2": (5, 0.9, 80),
     "gradient-matching-4": (2, 0.75, 60),
