@@ -48,6 +48,10 @@ OPEN = 0.5
 """Share of the ridge's standard deviation from which on the equations say nothing of a pixel."""
 BELIEVED = 0.05
 """Residual below which an answer might be taken for the truth: it must not have undetermined pixels."""
+TRIALS = 40
+"""Gradients by which pixels that the equations leave open are found to be black, at most."""
+SHOWS = 3
+"""Times that another image's residual is larger where the difference shows."""
 NOISE = 3
 """So many times the noise's length the observed gradient may be away from that of bytes which it verifies."""
 ROUNDING = 3e-6
@@ -109,12 +113,15 @@ class RecursiveAnalytic:
         if first is not None and before < left:
             evaluations += more
             image, left, more = _settled(*first, residual)
-        # Many images have the gradient that was observed where the equations leave some pixels open.
-        elif still_open := int(np.count_nonzero(uncertain > (VAGUE if left < BELIEVED else OPEN) * prior)):
-            raise NotInvertible(
-                f"the equations leave {still_open} of {x.size} pixels open: "
-                "too few units have a slope, or the gradient is too small beside its rounding"
-            )
+        else:
+            # Many images have the gradient that was observed where the equations leave some pixels open.
+            still_open = uncertain > (VAGUE if left < BELIEVED else OPEN) * prior
+            evaluations += TRIALS * bool(still_open.any())
+            if still_open.any() and not _black(image, still_open, residual, rng):
+                raise NotInvertible(
+                    f"the equations leave {np.count_nonzero(still_open)} of {x.size} pixels open: "
+                    "too few units have a slope, or the gradient is too small beside its rounding"
+                )
         return Guess(image[None], np.array([label], np.int64), left, evaluations + more)
 
 
@@ -152,6 +159,28 @@ def _settled(x: Matrix, uncertain: Matrix, residual: Callable[[Matrix], float]) 
         if lowest == before:
             break
     return image, lowest, evaluations
+
+
+def _black(
+    image: Matrix, still_open: NDArray[np.bool_], residual: Callable[[Matrix], float], rng: np.random.Generator
+) -> bool:
+    """Whether pixels that the equations leave open are black, as any light there would show.
+
+    Units without a bias are at zero where all is black: they have no slope, but light switches some of them on.
+    Pixels one by one, some together, and all are tried one level brighter.
+    """
+    if image[still_open].any():
+        return False
+    places = np.flatnonzero(still_open)
+    trials = [places, *(rng.choice(places, 1) for _ in range(TRIALS // 2))]
+    trials += [places[rng.random(len(places)) < 0.5] for _ in range(TRIALS - len(trials) - 1)]
+    least = SHOWS * max(residual(image), ROUNDING)
+    for brighter in trials:
+        other = image.copy()
+        other.flat[brighter] = 1 / LEVELS
+        if len(brighter) and residual(other) < least:
+            return False
+    return True
 
 
 def _last_layer(gradient: list[Matrix]) -> tuple[Matrix, Matrix, float]:

@@ -104,6 +104,36 @@ def test_image_of_which_half_is_seen_by_no_unit_that_is_on_is_not_made_up(place)
     assert "pixels open" in _attack(half_dead, image, _unlikely(half_dead, image)).failure
 
 
+@pytest.fixture
+def without_biases(place):
+    """As weights mostly start: where all is black, units are at zero."""
+    model = ZOO["lenet"]((12, 12, 1), 10, activation="relu", initializer="glorot")
+    return replace(place, model=model, weights=model.initial_vector(1))
+
+
+def _half_black() -> np.ndarray:
+    image = np.random.default_rng(6).integers(1, 256, (12, 12, 1)) / LEVELS
+    image[5:] = 0
+    return image
+
+
+def test_black_that_any_light_would_show_in_is_told_from_what_is_open(without_biases) -> None:
+    image = _half_black()
+    found = _attack(without_biases, image, _unlikely(without_biases, image))
+    assert found.failure is None
+    np.testing.assert_array_equal(found.images[0], image)
+    assert found.residual < 1e-5
+    assert found.evaluations > 40
+
+
+@pytest.mark.parametrize("layer", [1, 3], ids=["first", "second"])
+def test_black_that_light_would_not_show_in_is_open(without_biases, layer) -> None:
+    parts = [part.copy() for part in without_biases.model.unflatten(without_biases.weights)]
+    parts[layer][:] = -100
+    dead = replace(without_biases, weights=without_biases.model.flatten(parts))
+    assert "pixels open" in _attack(dead, _half_black(), _unlikely(dead, _half_black())).failure
+
+
 def test_zeros_are_what_is_as_near_to_zero_as_what_is_below_it() -> None:
     a = np.array([-1e-6, -3e-7, 5e-7, 2e-6, 2.4e-5, 0.3, 4.0])
     np.testing.assert_array_equal(RELU.allowed(a), [0, 0, 0, 0, 2.4e-5, 0.3, 4.0])
