@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attacks.activations import ACTIVATIONS, Activation
 from privfed.models.functional import Model
 
 Array = NDArray[np.float64]
@@ -18,33 +18,6 @@ Array = NDArray[np.float64]
 STRIDES = (1, 2, 3)
 AGREES = 1e-9
 """Largest relative difference of logits at which a chain is taken to be the model."""
-
-
-@dataclass(frozen=True)
-class Activation:
-    """An invertible activation: value, inverse, and first and second derivative as functions of the value."""
-
-    name: str
-    value: Callable[[Array], Array]
-    inverse: Callable[[Array], Array]
-    slope: Callable[[Array], Array]
-    bend: Callable[[Array], Array]
-    low: float
-    high: float
-
-
-ACTIVATIONS = (
-    Activation(
-        "sigmoid",
-        lambda z: 1 / (1 + np.exp(-z)),
-        lambda a: np.log(a / (1 - a)),
-        lambda a: a * (1 - a),
-        lambda a: a * (1 - a) * (1 - 2 * a),
-        0,
-        1,
-    ),
-    Activation("tanh", np.tanh, np.arctanh, lambda a: 1 - a**2, lambda a: -2 * a * (1 - a**2), -1, 1),
-)
 
 
 @dataclass(frozen=True)
@@ -209,6 +182,12 @@ def find_chain(model: Model) -> Chain | None:
             if np.abs(forward(chain, weights, x) - logits).max() < AGREES * (1 + np.abs(logits).max()):
                 return chain
     return None
+
+
+def find_smooth_chain(model: Model) -> Chain | None:
+    """As ``find_chain``, but ``None`` where the activation has kinks."""
+    chain = find_chain(model)
+    return chain if chain is not None and chain.activation.smooth else None
 
 
 def _geometries(

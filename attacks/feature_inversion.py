@@ -69,8 +69,8 @@ class FeatureInversion:
             raise NotInvertible(f"model {model.name} has no dense layer with a bias behind other layers")
         if cut.features < pixels:
             raise NotInvertible(
-                f"{cut.features} features reach the first dense layer of model {model.name}: too few to tell images "
-                f"of {pixels} pixels apart"
+                f"{cut.features} features reach the first dense layer of model {model.name}: too few to tell images of "
+                f"{pixels} pixels apart"
             )
         found = SparseDecomposition().split(cut.behind(model, seen), view.plan, cut.tail, rng, pixels=False)
         weights, evaluations = np.asarray(seen.weights, np.float64), found.evaluations
@@ -79,9 +79,8 @@ class FeatureInversion:
             image, distance, taken = self._image(model, weights, features, rng)
             images.append(image)
             farthest, evaluations = max(farthest, distance), evaluations + taken
-        labels = found.labels
         residual = max(found.residual, farthest**0.5)
-        return Guess(snap(np.stack(images)), labels, residual, evaluations)
+        return Guess(snap(np.stack(images)), found.labels, residual, evaluations)
 
     def _image(
         self, model: Model, weights: Vector, features: Vector, rng: np.random.Generator

@@ -18,7 +18,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from attacks.chain_jacobian import ChainJacobian
-from attacks.conv_chain import find_chain
+from attacks.conv_chain import find_smooth_chain
 from privfed.models.functional import Model, cross_entropy
 
 Vector = NDArray[np.float64]
@@ -148,7 +148,7 @@ class Equations:
         self._target = tf.constant(matching.target / length)
         self._labels, self._one_hot = tf.constant(matching.labels, tf.float64), matching.labels
         self._slope = slope_graph(self._model, self._batch)
-        chain = find_chain(self._model)
+        chain = find_smooth_chain(self._model)
         self._columns = (
             differentiated(self._model, matching.weights)
             if chain is None

@@ -26,7 +26,7 @@ from scipy import optimize
 from attacks import fading_prior, gauss_newton
 from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.batch_features import BatchFeatures, split_features
-from attacks.conv_chain import find_chain
+from attacks.conv_chain import find_smooth_chain
 from attacks.gradient import GradientEstimate, estimate_gradient, noise_variance
 from attacks.label_counts import ends_dense, infer_label_counts
 from attacks.labels import infer_labels
@@ -174,7 +174,7 @@ class _Search:
         """
         free = self._batch * self._model.classes if self._labels is None else 0
         affordable = not self._noisy and not free and gauss_newton.affordable(self._model, self._batch)
-        if affordable and iterations >= JACOBIAN and find_chain(self._model) is not None:
+        if affordable and iterations >= JACOBIAN and find_smooth_chain(self._model) is not None:
             start = fading_prior.draw(self._model.input_shape, self._batch, rng)
             return self._by_equations(start, scale_known, iterations, faded=True)
         first = np.concatenate([rng.uniform(0, 1, self._pixels), rng.normal(0, 1, free)])

@@ -49,7 +49,7 @@ class InnerDense:
 
 @lru_cache(maxsize=8)
 def find_inner_dense(model: Model) -> InnerDense | None:
-    """The cut at the first dense layer with a bias that has a kernel and bias of its own and other layers before it.
+    """The cut at the first dense layer that has a kernel and bias of its own, and other layers before it.
 
     ``None`` where there is no such layer, or no graph of it, or where the layer is applied to the raw input.
     """
@@ -75,11 +75,16 @@ def find_inner_dense(model: Model) -> InnerDense | None:
         before = whole.prune([x, *weights], features)
         behind = whole.prune([features, *(weights[i] for i in indices)], logits)
         return InnerDense(
-            lambda values, inputs, call=before: call(inputs, *values),
-            _tail(model, int(features.shape[-1]), layer, indices, lambda values, h, call=behind: call(h, *values)),
+            _reversed(before),
+            _tail(model, int(features.shape[-1]), layer, indices, _reversed(behind)),
             indices,
         )
     return None
+
+
+def _reversed(function: Any) -> Callable[[Any, Any], Any]:
+    """The function of inputs and weights as one of weights and inputs."""
+    return lambda weights, inputs: function(inputs, *weights)
 
 
 def _tail(model: Model, features: int, layer: tuple[int, int], indices: tuple[int, ...], logits: Any) -> Model:

@@ -18,8 +18,6 @@ from attacks.conv_chain import Chain, Convolution
 
 Matrix = NDArray[np.float64]
 
-INSIDE = 1e-7
-"""Distance that activations keep from the ends of their range, where the inverse has no slope."""
 RIDGE = 1e-15
 """Of the normal equations, relative to their largest diagonal entry."""
 PRIOR_STDDEV = 1.0
@@ -85,7 +83,7 @@ def layer_equations(
     """
     act, layer = chain.activation, chain.convolutions[i]
     positions = layer.outputs[0] * layer.outputs[1]
-    a = np.clip(output, act.low + INSIDE, act.high - INSIDE).reshape(positions, -1)
+    a = act.allowed(output).reshape(positions, -1)
     slope = act.slope(a)
     delta = slopes.reshape(positions, -1) * slope
     kernel, target = (part.reshape(-1, *part.shape[2:]) for part in (weights[2 * i], gradient[2 * i]))
@@ -104,10 +102,12 @@ class Precision:
     Attributes:
         rows: ``[k, places · channels]``; upper triangular, or its transpose is, where there is no ``root``.
         root: ``[places, places]``, lower triangular, the same for every channel; ``None``: all is in ``rows``.
+        prior: The standard deviation of an entry by the ridge alone, of which no equation says anything.
     """
 
     rows: Matrix
     root: Matrix | None = None
+    prior: float = PRIOR_STDDEV
 
     def whiten(self, x: Matrix) -> Matrix:
         """Columns ``[n, m]`` multiplied by a square root: ``zᵀ z`` is ``xᵀ precision x``."""
@@ -142,13 +142,16 @@ def solve(rows: Matrix, shared: Matrix, right: Matrix, *, dense: bool) -> tuple[
     largest = (np.einsum("kn,kn->n", rows, rows).reshape(places, -1) + shared.diagonal()[:, None]).max()
     if not (np.isfinite(largest) and np.isfinite(right).all()):
         raise NotInvertible("the layers' equations are not finite: its activations are saturated")
-    shared = shared + ridge(largest) * np.eye(places)
+    added = ridge(largest)
+    shared = shared + added * np.eye(places)
     if not dense and len(rows) <= FEW * n:
         return _by_rows(rows, shared, right)
     normal = np.asarray(rows.T @ rows)
     add_shared(normal, shared)
     root = np.asarray(scipy.linalg.cholesky(normal.T, lower=True, overwrite_a=True, check_finite=False))
-    return np.asarray(scipy.linalg.cho_solve((root, True), right, check_finite=False)), Precision(root.T)
+    return np.asarray(scipy.linalg.cho_solve((root, True), right, check_finite=False)), Precision(
+        root.T, prior=added**-0.5
+    )
 
 
 def ridge(diagonal: Matrix) -> float:

@@ -5,6 +5,9 @@ is known from the input of the next, so the layer's own input solves linear equa
 weights applied to it give that output, and its product with the back-propagated gradient is the gradient of the
 weights. Strided convolutions, which have too few of the first kind, have enough of the second.
 
+ReLU has an inverse only where it is on. The equations that hold there are enough: where it is off, it adds nothing
+to the gradients either, and its output is known to be zero.
+
 Equal weights come first (``attacks.equal_errors``), those by the equations' covariances where that leaves doubts.
 """
 
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 
 from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.conv_chain import Chain, find_chain
-from attacks.equal_errors import equal_errors
+from attacks.equal_errors import VAGUE, equal_errors
 from attacks.example_gradient import example_gradient
 from attacks.gradient import estimate_gradient
 from attacks.layer_equations import Precision, layer_equations, solve
@@ -41,6 +44,14 @@ SWEEPS = 3
 """At most so often they are tried in turn."""
 DOUBT = 0.2
 """Distance from a level, or standard deviation of that, from which on equal weights are not enough."""
+OPEN = 0.5
+"""Share of the ridge's standard deviation from which on the equations say nothing of a pixel."""
+BELIEVED = 0.05
+"""Residual below which an answer might be taken for the truth: it must not have undetermined pixels."""
+TRIALS = 40
+"""Gradients by which pixels that the equations leave open are found to be black, at most."""
+SHOWS = 3
+"""Times that another image's residual is larger where the difference shows."""
 NOISE = 3
 """So many times the noise's length the observed gradient may be away from that of bytes which it verifies."""
 ROUNDING = 3e-6
@@ -49,7 +60,7 @@ ROUNDING = 3e-6
 
 @dataclass(frozen=True)
 class RecursiveAnalytic:
-    """Inverts a chain of convolutions with invertible activations and a dense layer at its end."""
+    """Inverts a chain of convolutions, with invertible activations or ReLU, and a dense layer at its end."""
 
     name: ClassVar[str] = "recursive_analytic"
     threat: ClassVar[ThreatModel] = ThreatModel(
@@ -60,7 +71,8 @@ class RecursiveAnalytic:
         ),
         assumptions=(
             "one example and one local step",
-            "convolutions and a dense layer, with biases and sigmoid or tanh between them, and no pooling",
+            "enough units that are on, where they are ReLU",
+            "convolutions and a dense layer, with biases and sigmoid, tanh or ReLU between them, and no pooling",
             "no noise beyond that of rounding",
         ),
     )
@@ -71,30 +83,45 @@ class RecursiveAnalytic:
         chain = find_chain(model)
         if chain is None:
             raise NotInvertible(
-                f"model {model.name} is no chain of convolutions and a dense layer with sigmoid or tanh between"
+                f"model {model.name} is no chain of convolutions and a dense layer, with sigmoid, tanh or ReLU"
             )
         start = np.asarray(observation.weights, np.float64)
         weights, vector = model.unflatten(start), estimate_gradient(observation, view.plan).vector
-        features, error, label, noise = _last_layer(model, weights, model.unflatten(vector))
-        # Clipping and unknown learning rates leave a positive factor open; the last layer has told it.
-        scale = float(np.linalg.norm(error) / np.linalg.norm(model.unflatten(vector)[-1]))
-        gradient = [scale * np.asarray(g, np.float64) for g in model.unflatten(vector)]
-        noise = max(noise * scale, FINEST * max(float(np.abs(g).max()) for g in gradient))
+        gradient = [np.asarray(part, np.float64) for part in model.unflatten(vector)]
+        features, error, noise = _last_layer(gradient)
+        label = int(error.argmin())
+        noise = max(noise, FINEST * max(float(np.abs(part).max()) for part in gradient))
         known = (chain, weights, gradient, features, error, noise, rng)
 
         def residual(image: Matrix) -> float:
             return _residual(model, start, image, label, vector)
 
-        first, evaluations = equal_errors(*known), 0
-        if first is not None and _no_doubt(*first):
+        first, before, evaluations = equal_errors(*known), np.inf, 0
+        if first is not None:
             image = snap(first[0][None])[0]
-            left, evaluations = residual(image), 1
-            if left < ROUNDING + NOISE * noise * float(np.sqrt(len(vector)) / np.linalg.norm(scale * vector)):
-                return Guess(image[None], np.array([label], np.int64), left, evaluations)
-        x, uncertain = _invert_chain(*known)
+            before, evaluations = residual(image), 1
+            explained = ROUNDING + NOISE * noise * float(np.sqrt(len(vector)) / np.linalg.norm(vector))
+            if before < explained and _no_doubt(*first):
+                return Guess(image[None], np.array([label], np.int64), before, evaluations)
+        try:
+            x, uncertain, prior = _invert_chain(*known)
+        except np.linalg.LinAlgError as reason:
+            raise NotInvertible(f"the layers' equations are far from determining their inputs: {reason}") from None
         if not np.isfinite(x).all():
             raise NotInvertible("the layers' equations have no finite solution")
         image, left, more = _settled(x, uncertain, residual)
+        if first is not None and before < left:
+            evaluations += more
+            image, left, more = _settled(*first, residual)
+        else:
+            # Many images have the gradient that was observed where the equations leave some pixels open.
+            still_open = uncertain > (VAGUE if left < BELIEVED else OPEN) * prior
+            evaluations += TRIALS * bool(still_open.any())
+            if still_open.any() and not _black(image, still_open, residual, rng):
+                raise NotInvertible(
+                    f"the equations leave {np.count_nonzero(still_open)} of {x.size} pixels open: "
+                    "too few units have a slope, or the gradient is too small beside its rounding"
+                )
         return Guess(image[None], np.array([label], np.int64), left, evaluations + more)
 
 
@@ -134,28 +161,49 @@ def _settled(x: Matrix, uncertain: Matrix, residual: Callable[[Matrix], float]) 
     return image, lowest, evaluations
 
 
-def _last_layer(model: Model, weights: list[Matrix], gradient: list[Matrix]) -> tuple[Matrix, Matrix, int, float]:
-    """Input ``[features]`` of the dense layer at the end, error ``[classes]`` of the logits, label, and noise.
+def _black(
+    image: Matrix, still_open: NDArray[np.bool_], residual: Callable[[Matrix], float], rng: np.random.Generator
+) -> bool:
+    """Whether pixels that the equations leave open are black, as any light there would show.
 
-    The noise is the standard deviation of an entry of the gradient about what one example would give.
+    Units without a bias are at zero where all is black: they have no slope, but light switches some of them on.
+    Pixels one by one, some together, and all are tried one level brighter.
     """
-    kernel, bias = (np.asarray(g, np.float64) for g in gradient[-2:])
+    if image[still_open].any():
+        return False
+    places = np.flatnonzero(still_open)
+    trials = [places, *(rng.choice(places, 1) for _ in range(TRIALS // 2))]
+    trials += [places[rng.random(len(places)) < 0.5] for _ in range(TRIALS - len(trials) - 1)]
+    least = SHOWS * max(residual(image), ROUNDING)
+    for brighter in trials:
+        other = image.copy()
+        other.flat[brighter] = 1 / LEVELS
+        if len(brighter) and residual(other) < least:
+            return False
+    return True
+
+
+def _last_layer(gradient: list[Matrix]) -> tuple[Matrix, Matrix, float]:
+    """Input ``[features]`` of the dense layer at the end, error ``[classes]`` of the logits, and noise.
+
+    Clipping and unknown learning rates leave a positive factor in the error open, which all the gradient has in
+    common: no layer's input depends on it. The noise is the standard deviation of an entry of the gradient about
+    what one example would give.
+    """
+    kernel, bias = gradient[-2:]
     power = float(bias @ bias)
     if power == 0:
         raise NotInvertible("the gradient of the last layer's bias is zero: there is nothing to divide by")
     features = kernel @ bias / power
     left_over = float(np.linalg.norm(kernel - np.outer(features, bias)))
-    rest = left_over / float(np.linalg.norm(kernel))
+    rest = left_over / max(float(np.linalg.norm(kernel)), 1e-300)
     if rest > ONE_EXAMPLE:
         raise NotInvertible(
             f"{rest:.0%} of the last layer's gradient is not one example's: there are several, or steps, or noise"
         )
-    label = int(bias.argmin())
-    logits = features @ weights[-2] + weights[-1]
-    error = np.exp(logits - logits.max())
-    error /= error.sum()
-    error[label] -= 1
-    return features, error, label, left_over / float(np.sqrt(kernel.size - len(features)))
+    # Every row tells the error, the bias with the others.
+    error = (features @ kernel + bias) / (features @ features + 1)
+    return features, error, left_over / float(np.sqrt(kernel.size - len(features)))
 
 
 def _invert_chain(
@@ -166,8 +214,11 @@ def _invert_chain(
     error: Matrix,
     noise: float,
     rng: np.random.Generator,
-) -> tuple[Matrix, Matrix]:
-    """The input ``[*input_shape]`` of the chain that has ``features`` at its end, and the error in each entry."""
+) -> tuple[Matrix, Matrix, float]:
+    """The input ``[*input_shape]`` of the chain that has ``features`` at its end, and the error in each entry.
+
+    Last what that would be of entries that no equation is about.
+    """
     a, slopes = features, weights[-2] @ error
     precision = Precision(np.eye(len(features)) * (float(np.linalg.norm(error)) / noise))
     for i in reversed(range(len(chain.convolutions))):
@@ -177,7 +228,7 @@ def _invert_chain(
         a, precision = solve(rows, known.shared, known.right.reshape(-1) + rows.T @ aim, dense=i == 0)
         slopes = known.slopes() if i else slopes
     shape = chain.convolutions[0].inputs
-    return a.reshape(shape), precision.stddevs(rng).reshape(shape)
+    return a.reshape(shape), precision.stddevs(rng).reshape(shape), precision.prior
 
 
 def _residual(model: Model, weights: Matrix, image: Matrix, label: int, vector: Matrix) -> float:

@@ -123,15 +123,15 @@ class SparseDecomposition:
         factors = factorise(gradient, _relative_noise(observation, np.vstack([kernel, bias])))
         if factors is None:
             raise NotInvertible(
-                "the singular values of the first dense layer's gradient have no gap: there is noise in it, or more "
-                "examples than it can tell apart"
+                "the singular values of the first dense layer's gradient have no gap: there is noise in it, or "
+                "more examples than it can tell apart"
             )
         if factors.rank > self.most:
             raise NotInvertible(f"{factors.rank} examples are behind the vector: {self.most} are the most tried")
         if factors.rank > 1 and not relu_follows(model):
             raise NotInvertible(
-                f"{factors.rank} examples are behind the vector, and no ReLU follows the first dense layer of model "
-                f"{model.name}: there are no zeros to tell them apart by"
+                f"{factors.rank} examples are behind the vector, and no ReLU follows the first dense layer of "
+                f"model {model.name}: there are no zeros to tell them apart by"
             )
         found, leverage = self._search(observation, model, factors, rng, pixels)
         return _checked(observation, model, factors, found, leverage, pixels)

@@ -78,6 +78,7 @@ def matching(batch: int, rate: float, seconds: float | None = None, **options: A
 
 MODELS = {"resnet": attacks_models.resnet}
 MLP, WIDE = {"hidden": (200,)}, {"hidden": (1000,)}
+GLOROT = {"activation": "relu", "initializer": "glorot"}
 ROWS = {
     "dense-layer": Row("dense_layer", "mlp", MLP, 1, 140, 1.0, 0.05),
     "sparse-decomposition-1": Row("sparse_decomposition", "mlp", MLP, 1, 140, 1.0, 0.5),
@@ -103,6 +104,9 @@ ROWS = {
     "feature-inversion-sum": Row(
         "feature_inversion", "cnn", {}, 8, 80, 0.95, None, each=True, clients=4, targets=20
     ),
+    "recursive-analytic-relu": Row("recursive_analytic", "lenet", {"activation": "relu"}, 1, 100, 0.95, 0.1),
+    "recursive-analytic-relu-glorot": Row("recursive_analytic", "lenet", GLOROT, 1, 100, 0.9, 0.5),
+    "recursive-analytic-relu-trained": Row("recursive_analytic", "lenet", GLOROT, 1, 100, 0.9, 0.5, trained=300),
     "gradient-matching-1": matching(1, 0.98, 2.0),
     "gradient-matching-2": matching(2, 0.95, targets=25),
     "gradient-matching-4": matching(4, 0.90, targets=15),

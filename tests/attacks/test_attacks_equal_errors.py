@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from attacks import RecursiveAnalytic, attempt, recursive_analytic
+from attacks.activations import ACTIVATIONS
 from attacks.base import NotInvertible
 from attacks.conv_chain import Convolution, find_chain
 from attacks.equal_errors import _activations, _pixels, equal_errors
@@ -18,6 +19,7 @@ from attacks.recursive_analytic import _settled
 
 SPREAD = 1e-6
 NOISE = 1e-7
+SIGMOID = ACTIVATIONS[0]
 
 
 def of_known_input(layer: Convolution, delta: np.ndarray) -> tuple[LayerEquations, np.ndarray]:
@@ -62,7 +64,7 @@ def test_activations_are_the_input_behind_the_equations(seen: int) -> None:
     known, x = of_known_input(layer, delta)
     weak = np.linalg.eigvalsh(known.shared) < (30 * SPREAD) ** -2
     assert weak.any() == (seen < 9)
-    found, spread = _activations(known, SPREAD)
+    found, spread = _activations(known, SPREAD, SIGMOID)
     np.testing.assert_allclose(found, x, atol=1e-7)
     assert 0 < spread < 1e-4
 
@@ -71,7 +73,7 @@ def test_more_unknown_activations_than_outputs_are_refused() -> None:
     layer = Convolution(2, (1, 1), (3, 3), (6, 6, 2), (3, 3, 4))
     known, _ = of_known_input(layer, np.zeros((9, 4)))
     with pytest.raises(np.linalg.LinAlgError, match="more unknown"):
-        _activations(known, SPREAD)
+        _activations(known, SPREAD, SIGMOID)
 
 
 def test_equations_that_are_not_finite_are_no_answer(lab) -> None:

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from attacks import RecursiveAnalytic, SparseDecomposition, attempt
-from attacks.conv_chain import find_chain, forward
+from attacks.conv_chain import find_chain, find_smooth_chain, forward
 from attacks.first_layer import input_gradients, relu_follows
 from attacks.layer_factors import factorise
 from attacks.pixels import on_grid, snap
@@ -233,13 +233,19 @@ def test_chain_of_the_lenet():
     assert [c.stride for c in chain.convolutions] == [2, 2, 1]
     assert [c.padding for c in chain.convolutions] == [(2, 2)] * 3
     assert chain.activation.name == "sigmoid"
-    assert find_chain(ZOO["lenet"]((8, 8, 1), 10, activation="tanh")).activation.name == "tanh"
+    for name in ("tanh", "relu"):
+        assert find_chain(ZOO["lenet"]((8, 8, 1), 10, activation=name)).activation.name == name
+
+
+def test_chain_with_kinks_is_none_that_a_search_starts_anywhere_on():
+    smooth, kinked = (ZOO["lenet"]((8, 8, 1), 10, activation=name) for name in ("tanh", "relu"))
+    assert find_smooth_chain(smooth) is find_chain(smooth)
+    assert find_smooth_chain(kinked) is None
 
 
 @pytest.mark.parametrize("name", ["softmax", "mlp", "cnn"])
 def test_other_models_are_no_chain(name):
     assert find_chain(ZOO[name]((8, 8, 1), 10)) is None
-    assert find_chain(ZOO["lenet"]((8, 8, 1), 10, activation="relu")) is None
 
 
 def _strided_same(stride, kernel):
