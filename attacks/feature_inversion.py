@@ -47,7 +47,7 @@ class FeatureInversion:
     """
 
     iterations: int = 400
-    starts: int = 12
+    starts: int = 8
 
     name: ClassVar[str] = "feature_inversion"
     threat: ClassVar[ThreatModel] = ThreatModel(
@@ -69,18 +69,20 @@ class FeatureInversion:
             raise NotInvertible(f"model {model.name} has no dense layer with a bias behind other layers")
         if cut.features < pixels:
             raise NotInvertible(
-                f"{cut.features} features reach the first dense layer of model {model.name}: too few to tell images of "
-                f"{pixels} pixels apart"
+                f"{cut.features} features reach the first dense layer of model {model.name}: too few to tell "
+                f"images of {pixels} pixels apart"
             )
         found = SparseDecomposition().split(cut.behind(model, seen), view.plan, cut.tail, rng, pixels=False)
         weights, evaluations = np.asarray(seen.weights, np.float64), found.evaluations
-        images, farthest = [], 0.0
-        for features in found.inputs:
-            image, distance, taken = self._image(model, weights, features, rng)
-            images.append(image)
-            farthest, evaluations = max(farthest, distance), evaluations + taken
-        residual = max(found.residual, farthest**0.5)
-        return Guess(snap(np.stack(images)), found.labels, residual, evaluations)
+        images, distances = np.zeros((len(found.inputs), *model.input_shape)), np.zeros(len(found.inputs))
+        for i, features in enumerate(found.inputs):
+            images[i], distances[i], taken = self._image(model, weights, features, rng)
+            evaluations += taken
+        # Features after a step have no image at the weights before it: those that have one come first.
+        order = np.argsort(distances, kind="stable")
+        labels = None if found.labels is None else found.labels[order]
+        residual = max(found.residual, float(distances.max()) ** 0.5)
+        return Guess(snap(images[order]), labels, residual, evaluations)
 
     def _image(
         self, model: Model, weights: Vector, features: Vector, rng: np.random.Generator

@@ -16,6 +16,7 @@ SUITED = {
     "auto": ("mlp", [4, 5, 6]),
     "dager": ("transformer", [4, 5]),
     "dense_layer": ("softmax", [4, 5, 6]),
+    "feature_inversion": ("cnn", [4, 5, 6]),
     "gradient_matching": ("softmax", [4, 5, 6]),
     "imprint": ("imprinted", [4, 5, 6]),
     "local_training": ("softmax", [4]),
