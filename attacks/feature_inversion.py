@@ -31,6 +31,9 @@ Vector = NDArray[np.float64]
 
 SOLVED = 1e-8
 """Squared distance, as a share of the features' own square, at which an image has them."""
+INEXACT, SAME = 1e-5, 1e-5
+"""Features of an example with a small gradient are inexact, and no image has them. Where a start comes this near,
+and its image's mean squared difference to the last best is as small, a further one would end there too."""
 MEMORY = 30
 """Correction pairs of L-BFGS."""
 FAINT = 0.3
@@ -107,9 +110,11 @@ class FeatureInversion:
             result = optimize.minimize(
                 objective, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 1.0)] * size, options=options
             )
+            image = np.clip(result.x, 0, 1)
+            again = result.fun < INEXACT and float(np.mean((image - best) ** 2)) < SAME
             if result.fun < lowest:
-                best, lowest = np.clip(result.x, 0, 1), float(result.fun)
-            if lowest < SOLVED:
+                best, lowest = image, float(result.fun)
+            if lowest < SOLVED or again:
                 break
         return best.reshape(model.input_shape), lowest, evaluations
 

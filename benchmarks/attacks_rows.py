@@ -99,7 +99,7 @@ ROWS = {
     "feature-inversion-1": Row("feature_inversion", "cnn", {}, 1, 80, 0.95, None, each=True),
     "feature-inversion-8": Row("feature_inversion", "cnn", {}, 8, 80, 0.95, None, each=True, targets=50),
     "feature-inversion-trained": Row(
-        "feature_inversion", "cnn", {}, 8, 80, 0.0, None, each=True, trained=300, targets=20
+        "feature_inversion", "cnn", {}, 8, 40, 0.0, None, each=True, trained=300, targets=20
     ),
     "feature-inversion-sum": Row(
         "feature_inversion", "cnn", {}, 8, 80, 0.95, None, each=True, clients=4, targets=20
