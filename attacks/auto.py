@@ -130,7 +130,7 @@ def skipped(attack: Attack, observer: Observer, kind: Kind) -> str | None:
 def is_verified(view: View, seen: Observation, attack: str, guess: Guess, left: float) -> bool:
     """Whether a guess explains the vector: by its gradients, or after several steps by the attack itself."""
     share = noise_variance(seen) ** 0.5
-    if not len(guess.images) or share > TRUSTED_NOISE:
+    if not len(guess.images) or share > TRUSTED_NOISE or _anything_goes(view.model, seen, guess):
         return False
     if left <= EXPLAINED + 2 * share:
         return True
@@ -165,6 +165,17 @@ def unexplained(view: View, seen: Observation, guess: Guess) -> tuple[float, int
     roots = np.sqrt(np.maximum(values, RANK * values[-1]))
     shares, _ = nnls((vectors * roots).T, (vectors / roots).T @ (columns @ observed), maxiter=50 * len(columns))
     return float(np.linalg.norm(observed - columns.T @ shares)), len(pairs)
+
+
+def _anything_goes(model: Model, seen: Observation, guess: Guess) -> bool:
+    """Whether the negative of some image has the same gradient: where a network is dead, any image explains it."""
+    gradient, weights = example_gradient(model), np.asarray(seen.weights, np.float64)
+    labels = np.zeros(len(guess.images), np.int64) if guess.labels is None else guess.labels
+    for image, label in zip(guess.images, labels.tolist(), strict=True):
+        ours, other = (gradient(weights, x[None], label).numpy() for x in (image, 1 - image))
+        if not np.linalg.norm(ours - other) > EXPLAINED * np.linalg.norm(ours):
+            return True
+    return False
 
 
 def _doubt(guess: Guess, left: float) -> str:

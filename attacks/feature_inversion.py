@@ -21,7 +21,7 @@ from scipy import optimize
 
 from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.fading_prior import draw
-from attacks.inner_dense import find_inner_dense
+from attacks.inner_dense import InnerDense, find_inner_dense
 from attacks.pixels import snap
 from attacks.sparse_decomposition import SparseDecomposition
 from privfed.models.functional import Model
@@ -34,6 +34,10 @@ SOLVED = 1e-8
 INEXACT, SAME = 1e-5, 1e-5
 """Features of an example with a small gradient are inexact, and no image has them. Where a start comes this near,
 and its image's mean squared difference to the last best is as small, a further one would end there too."""
+PATCH, STEP = 4, 0.25
+"""Pixels along a side of a patch, and by how much it is made brighter or darker."""
+SHOWN, MOST_OPEN = 10 * SOLVED, 0.2
+"""Change of the features from which on it shows there, and the share of patches where it may not."""
 MEMORY = 30
 """Correction pairs of L-BFGS."""
 FAINT = 0.3
@@ -77,14 +81,19 @@ class FeatureInversion:
             )
         found = SparseDecomposition().split(cut.behind(model, seen), view.plan, cut.tail, rng, pixels=False)
         weights, evaluations = np.asarray(seen.weights, np.float64), found.evaluations
-        images, distances = np.zeros((len(found.inputs), *model.input_shape)), np.zeros(len(found.inputs))
+        images, distances = np.zeros((len(found.inputs), *model.input_shape)), np.full(len(found.inputs), np.inf)
         for i, features in enumerate(found.inputs):
-            images[i], distances[i], taken = self._image(model, weights, features, rng)
-            evaluations += taken
+            if features.any():
+                images[i], distances[i], taken = self._image(model, weights, features, rng)
+                evaluations += taken
+                if _open(cut, model, weights, images[i]) > MOST_OPEN:
+                    distances[i] = np.inf
         # Features after a step have no image at the weights before it: those that have one come first.
-        order = np.argsort(distances, kind="stable")
+        order = np.argsort(distances, kind="stable")[: np.count_nonzero(np.isfinite(distances))]
+        if not len(order):
+            raise NotInvertible("too little reaches the first dense layer: other images would look the same to it")
         labels = None if found.labels is None else found.labels[order]
-        residual = max(found.residual, float(distances.max()) ** 0.5)
+        residual = max(found.residual, float(distances[order].max()) ** 0.5)
         return Guess(snap(images[order]), labels, residual, evaluations)
 
     def _image(
@@ -117,6 +126,25 @@ class FeatureInversion:
             if lowest < SOLVED or again:
                 break
         return best.reshape(model.input_shape), lowest, evaluations
+
+
+def _open(cut: InnerDense, model: Model, weights: Vector, image: NDArray[np.float64]) -> float:
+    """The share of an image's patches that might well be brighter or darker and have the same features.
+
+    So it is where units are off; an image that has such parts is made up there, and no gradient would tell.
+    """
+    import tensorflow as tf
+
+    shape = (*model.input_shape, 1)[:2]
+    rows, columns = (np.arange(n) // PATCH for n in shape)
+    patch = (rows[:, None] * (columns[-1] + 1) + columns).reshape(*shape, *[1] * (image.ndim - 2))
+    changed = np.arange(patch.max() + 1).reshape(-1, *[1] * patch.ndim) == patch
+    step = STEP * np.where(image < 0.5, 1, -1)
+    others = image + changed.reshape(len(changed), *patch.shape[: image.ndim]) * step
+    values = [tf.constant(part) for part in model.unflatten(weights)]
+    features, *theirs = cut.front(values, tf.constant(np.concatenate([image[None], others]))).numpy()
+    change = np.sum((np.stack(theirs) - features) ** 2, axis=1)
+    return float(np.mean(change <= SHOWN * np.sum(features**2)))
 
 
 @lru_cache(maxsize=8)

@@ -148,10 +148,25 @@ def test_a_search_that_stops_early_does_not_vouch_for_itself(lab):
     assert found.residual > 0.05
 
 
+@pytest.mark.parametrize(
+    ("bias", "reason"),
+    [(-0.35, "other images would look the same"), (-50.0, "the singular values .* have no gap")],
+)
+def test_what_units_that_are_off_leave_open_is_not_made_up(lab, bias, reason):
+    place = lab("cnn")
+    weights = [part.copy() for part in place.model.unflatten(place.weights)]
+    weights[1] += bias
+    weights[5] += 1.0
+    place = dataclasses.replace(place, weights=place.model.flatten(weights))
+    seen = place.observe([3])
+    assert re.search(reason, _run(place, seen).failure)
+    assert _run(place, seen, Auto(iterations=5)).verified is not True
+
+
 def test_several_local_steps_are_not_vouched_for(lab):
     place = lab("cnn", local_epochs=5)
     seen = place.observe([3])
-    found = _run(place, seen)
+    found = _run(place, seen, FeatureInversion(starts=1))
     assert found.failure is not None or found.residual > 1e-3
 
 
