@@ -169,6 +169,8 @@ def unexplained(view: View, seen: Observation, guess: Guess) -> tuple[float, int
 
 def _anything_goes(model: Model, seen: Observation, guess: Guess) -> bool:
     """Whether the negative of some image has the same gradient: where a network is dead, any image explains it."""
+    if model.embedding is not None:
+        return False  # a text has no negative, and other tokens move other rows
     gradient, weights = example_gradient(model), np.asarray(seen.weights, np.float64)
     labels = np.zeros(len(guess.images), np.int64) if guess.labels is None else guess.labels
     for image, label in zip(guess.images, labels.tolist(), strict=True):
