@@ -127,8 +127,8 @@ ROWS = {
     "idlg": matching(1, 0.0, attack="idlg", settings={"iterations": 300}, targets=50),
     "labels-lenet-1": Row("labels", "lenet", {}, 1, 0, 1.0, None),
     "labels-lenet-8": Row("labels", "lenet", {}, 8, 0, 1.0, None),
-    "labels-lenet-32": Row("labels", "lenet", {}, 32, 0, 1.0, None, settings={"auxiliary": 2048}),
-    "labels-lenet-32-blind": Row("labels", "lenet", {}, 32, 0, 0.95, None),
+    "labels-lenet-32": Row("labels", "lenet", {}, 32, 0, 1.0, None),
+    "labels-lenet-32-auxiliary": Row("labels", "lenet", {}, 32, 0, 1.0, None, settings={"auxiliary": 2048}),
     "labels-mlp-8": Row("labels", "mlp", MLP, 8, 0, 0.95, None, partial=True),
     "labels-mlp-32": Row("labels", "mlp", MLP, 32, 0, 0.95, None, partial=True),
 }
