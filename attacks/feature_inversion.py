@@ -2,10 +2,10 @@
 
 A dense layer gives its inputs away whatever comes before it (``attacks.inner_dense``): those of one example by the
 rank-one factor of its gradient, those of a batch by the zeros that ReLU leaves (``attacks.sparse_decomposition``).
-Each example's features are then inverted for themselves, as Kariyappa et al. 2023 (Cocktail Party Attack,
-arXiv:2209.05578: feature inversion) do: the image is searched for that has them. There are more features than pixels, and
-the convolutions before them are few, so the search mostly ends at the image itself, where a search for the whole
-gradient's image is lost among the kinks of pooling and ReLU.
+Each example's features are then inverted for themselves: as in the Cocktail Party Attack's feature inversion
+(Kariyappa et al. 2023, arXiv:2209.05578) the image is searched for that has them. There are more features than
+pixels, and the convolutions before them are few, so the search mostly ends at the image itself, where a search for
+the whole gradient's image is lost among the kinks of pooling and ReLU.
 """
 
 from __future__ import annotations
