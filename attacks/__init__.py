@@ -17,6 +17,7 @@ from attacks.gradient_matching import GradientMatching
 from attacks.imprint import Imprint
 from attacks.inconsistency import ModelInconsistency
 from attacks.label_counts import Auxiliary, infer_label_counts
+from attacks.label_inference import LabelInference
 from attacks.labels import infer_labels
 from attacks.local_training import LocalTraining
 from attacks.recursive_analytic import RecursiveAnalytic
@@ -32,6 +33,7 @@ ATTACKS: dict[str, Callable[[int], Attack]] = {
     "recursive_analytic": lambda iterations: RecursiveAnalytic(),
     "feature_inversion": lambda iterations: FeatureInversion(),
     "tokens": lambda iterations: Tokens(),
+    "label_inference": lambda iterations: LabelInference(),
     "dager": lambda iterations: Dager(),
     "imprint": lambda iterations: Imprint(),
     "model_inconsistency": lambda iterations: ModelInconsistency(),
@@ -67,6 +69,7 @@ __all__ = [
     "FeatureInversion",
     "GradientMatching",
     "Imprint",
+    "LabelInference",
     "LocalTraining",
     "ModelInconsistency",
     "NotInvertible",

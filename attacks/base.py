@@ -61,7 +61,8 @@ class Guess:
 
     Attributes:
         images: ``[k, *input_shape]`` in [0, 1], the most plausible first; of text, token ids over 255.
-        labels: One class number per image, ``[k]``; ``None`` when the attack does not say.
+        labels: One class number per image, ``[k]``, or of all examples, in no order, from an attack that gives no
+            images; ``None`` when the attack does not say.
         residual: The attack's own check, with no truth in it: 0 when the guess explains the observation
             completely, about 1 when it explains nothing.
         evaluations: How many gradients of the model it took.
@@ -91,8 +92,8 @@ class Reconstruction:
         attack: Name of the attack.
         observation: Index in the view's observations.
         images: ``[k, *input_shape]`` float64 in [0, 1], the most plausible first; ``k = 0`` after a failure, and
-            when all there is are ``tokens``.
-        labels: ``[k]``, or ``None`` when the attack does not say.
+            when all there is are ``tokens`` or ``labels``.
+        labels: As in ``Guess``.
         residual: As in ``Guess``; NaN after a failure.
         evaluations: How many gradients of the model it took.
         seconds: Wall time.
@@ -207,7 +208,7 @@ def _check_guess(name: str, view: View, guess: Guess) -> None:
     images, labels = guess.images, guess.labels
     if (
         images.ndim == 0
-        or (len(images) == 0 and guess.tokens is None)
+        or (len(images) == 0 and guess.tokens is None and (labels is None or labels.shape[:1] == (0,)))
         or images.shape[1:] != view.model.input_shape
     ):
         raise ValueError(
@@ -217,7 +218,7 @@ def _check_guess(name: str, view: View, guess: Guess) -> None:
         raise ValueError(
             f"attack {name}: pixels must be finite and within [0, 1], got {images.min()} to {images.max()}"
         )
-    if labels is not None and labels.shape != (len(images),):
+    if labels is not None and (labels.ndim != 1 or len(images) not in (0, len(labels))):
         raise ValueError(f"attack {name}: labels have shape {labels.shape}, {len(images)} images need as many")
     if not np.isfinite(guess.residual):
         raise ValueError(f"attack {name}: the residual is {guess.residual}, a finite number is needed")

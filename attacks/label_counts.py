@@ -1,4 +1,4 @@
-"""How often each label occurs behind one gradient of known scale, from the last dense layer and made-up inputs.
+"""How often each label occurs behind one gradient, from the last dense layer and made-up inputs.
 
 For softmax cross-entropy the gradient of the last bias is ``p̄ − n/B``: mean probabilities less the labels' shares.
 So the counts are exact once ``p̄`` is known to within half an example. iLRG (Ma et al., ICLR 2023, section
@@ -8,8 +8,8 @@ take it from made-up inputs. Here the two are averaged by how far each is to be 
 features of its own. A regression on the made-up inputs (``attacks.mean_probabilities``) corrects the result. All
 of it happens in the space of the logits, so the model may be opaque but for its end.
 
-What is left of an error lies along the few directions in which probabilities vary from input to input: counts are
-whole, so errors beyond half an example are told from it (nearest point of a lattice, in the errors' own metric).
+The steps are those of ``attacks.counting``. Of a gradient whose length is lost, each length is tried, and the one
+taken at which whole counts explain it best.
 
 An attacker with labelled data of the same kind needs none of this but the regression, fitted on them.
 """
@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from attacks.mean_probabilities import MOST_CLASSES, fit_mean_probabilities
+from attacks.counting import Counting
+from attacks.labels import infer_labels
+from attacks.mean_probabilities import MOST_CLASSES
 from privfed.models.functional import Model
 
 Array = NDArray[np.float64]
@@ -34,16 +36,6 @@ SHAPE_LEVELS = (0.2, 0.35, 0.5, 0.7, 0.9)
 """Brightness of the made-up inputs: even noise, and smooth shapes on black."""
 OF_EACH = 32
 """Made-up inputs at one level."""
-ROUNDS = 3
-"""Times that probabilities and counts are taken from each other."""
-DROPPED = 1e-3
-"""Directions with less than this share of the largest singular value say nothing about a class's features."""
-REGRESSED = 0.15
-"""Weight of the regression on made-up inputs in the mean probabilities."""
-LEAST = 1e-9
-"""Relative decrease of a squared distance that is more than rounding."""
-EVEN = 0.05
-"""Standard deviation of a count's error beside that of the mean probabilities: whatever is not reckoned with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,15 +71,21 @@ def infer_label_counts(
     gradient: NDArray[np.float64],
     count: int,
     auxiliary: Auxiliary | None = None,
+    *,
+    scaled: bool = True,
+    noise: float = 0.0,
 ) -> Array:
     """The number of examples of each class, ``[classes]`` whole numbers that add up to ``count``.
 
     Args:
         model: Whose last two variables are the kernel ``[features, classes]`` and bias of a dense layer.
         weights: At which the gradient was taken, ``[d]``.
-        gradient: The mean gradient over the examples at its own scale, ``[d]``: of a single step.
+        gradient: The mean gradient over the examples, ``[d]``: of a single step.
         count: How many examples, at least 1.
         auxiliary: What the attacker has of such data; without, inputs are made up.
+        scaled: Whether ``gradient`` has its own length. Otherwise it may be it times any positive number, as after
+            clipping, and the number is searched for.
+        noise: Standard deviation of the noise in each entry of ``gradient``.
 
     Raises:
         ValueError: The count is below 1, the model has no dense layer at its end, or the auxiliary data do not fit
@@ -103,33 +101,18 @@ def infer_label_counts(
         raise ValueError("the gradient of the last layer's bias is zero: it says nothing about labels")
     # [classes, classes]: column c is the mean over the examples of (logits − bias) · (p_c − y_c).
     product = kernel.T @ kernel_gradient
-    if auxiliary is not None:
-        auxiliary.check(model)
-        theirs = _logits(model, weights, auxiliary.inputs)
-        found = fit_mean_probabilities(theirs, bias, auxiliary.labels)(error, product)
-        return _rounded((found - error) * count, count)
-    made_up = _logits(model, weights, made_up_inputs(model.input_shape))
-    logits = _mean_logits(product, error, bias, made_up)
-    if model.classes <= MOST_CLASSES:
-        share, regressed = REGRESSED, fit_mean_probabilities(made_up, bias, None)(error, product)
+    if auxiliary is None:
+        inputs, labels = made_up_inputs(model.input_shape), None
     else:
-        share, regressed = 0.0, np.zeros(model.classes)
-
-    def counted(mean: Array) -> Array:
-        return ((1 - share) * mean + share * regressed - error) * count
-
-    counts = _rounded(counted(_softmax(logits)), count)
-    probabilities = np.tile(_softmax(logits), (model.classes, 1))
-    rest = product - np.outer(logits - bias, error)
-    for _ in range(ROUNDS):
-        root = np.sqrt(counts / count)
-        effect = root[:, None] * (probabilities - np.eye(model.classes))
-        shift = np.linalg.pinv(effect, rcond=DROPPED).T @ rest.T
-        own = np.where(counts[:, None] > 0, shift / np.maximum(root, 1e-9)[:, None], 0.0)
-        probabilities = _softmax(logits + own)
-        shares = counted((counts / count) @ probabilities)
-        counts = _rounded(shares, count)
-    return nearest_counts(shares, count, _softmax(made_up))
+        auxiliary.check(model)
+        inputs, labels = auxiliary.inputs, auxiliary.labels
+    counting = Counting.of(_logits(model, weights, inputs), labels, kernel, bias, count)
+    if scaled:
+        return counting(error, product, noise)[0]
+    if model.classes > MOST_CLASSES or count == 1:
+        # One example's own label is the only negative entry; with many classes the search would take minutes.
+        return np.bincount(infer_labels(error, count), minlength=model.classes).astype(np.float64)
+    return counting.of_any_scale(error, product, noise)
 
 
 def ends_dense(model: Model) -> bool:
@@ -139,58 +122,6 @@ def ends_dense(model: Model) -> bool:
         return False
     shape = model.variables[last - 1].shape
     return len(shape) == 2 and shape[1] == model.classes
-
-
-def _mean_logits(product: Array, error: Array, bias: Array, made_up: Array) -> Array:
-    """The mean logits behind the gradient: its own estimate and that of made-up inputs, by their variances."""
-    power = float(error @ error)
-    own = product @ error / power
-    variance = float(np.sum((product - np.outer(own, error)) ** 2)) / max(1, product.size - len(error)) / power
-    own, prior = own + bias, made_up.mean(axis=0)
-    apart = float(np.mean((own - prior) ** 2))
-    prior_variance = max(apart - variance, 1e-3 * apart)
-    share = prior_variance / max(prior_variance + variance, 1e-300)
-    return np.asarray(share * own + (1 - share) * prior)
-
-
-def _rounded(shares: Array, count: int) -> Array:
-    """Whole numbers that add up to ``count``, as near to ``shares`` as can be."""
-    counts = np.floor(np.maximum(shares, 0))
-    while counts.sum() < count:
-        counts[np.argmax(shares - counts)] += 1
-    while counts.sum() > count:
-        counts[np.argmin(np.where(counts > 0, shares - counts, np.inf))] -= 1
-    return np.asarray(counts)
-
-
-def nearest_counts(shares: Array, count: int, probabilities: Array) -> Array:
-    """Whole numbers that add up to ``count``, nearest to ``shares`` where errors are as probabilities vary.
-
-    From the rounded ones on, one example at a time goes to another class, until no such move comes nearer.
-
-    Args:
-        shares: Their estimate, ``[classes]``.
-        count: Examples.
-        probabilities: Of single inputs, ``[inputs, classes]``.
-    """
-    counts, classes = _rounded(shares, count), len(shares)
-    # Of a batch's mean as of one input: inputs of a batch may all be off to the same side.
-    metric = np.linalg.inv(count**2 * np.cov(probabilities.T) + EVEN**2 * np.eye(classes))
-    while True:
-        # Squared distance after a move from class a to class b, less that before: of the step e_b − e_a.
-        slope, own = metric @ (counts - shares), np.diag(metric)
-        change = 2 * (slope[None, :] - slope[:, None]) + own[:, None] + own[None, :] - 2 * metric
-        change[counts < 1] = 0  # nobody is left to go
-        taken, given = np.unravel_index(np.argmin(change), change.shape)
-        if not change[taken, given] < -LEAST * own.max():
-            return counts
-        counts[taken] -= 1
-        counts[given] += 1
-
-
-def _softmax(logits: Array) -> Array:
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def _logits(model: Model, weights: NDArray[Any], inputs: NDArray[Any]) -> Array:

@@ -15,8 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Estimate = Callable[[Array, Array], Array]
-"""``(mean of p − y [classes], mean of (logits − bias)(p − y)ᵀ [classes, classes]) -> mean p [classes]``."""
+Estimate = Callable[[Array, Array, "Array | None"], Array]
+"""``(mean of p − y [classes], mean of (logits − bias)(p − y)ᵀ [classes, classes], noise) -> mean p [classes]``.
+
+The noise is the variances of what is measured, relative to one example's: of ``p − y`` ``[classes]``, then of the
+products ``[classes²]``; ``None`` where there is none.
+"""
 
 MOST_CLASSES = 32
 """With more, of the products only the diagonal is taken: their number is the square of that of the classes."""
@@ -55,10 +59,21 @@ def fit_mean_probabilities(logits: Array, bias: Array, labels: NDArray[np.int64]
     mean, spread = mean[used], spread[used]
     scaled = (shown[:, used] - mean) / spread
     normal = scaled.T @ scaled / len(scaled) + ridge * np.eye(len(used))
-    slopes = np.linalg.solve(normal, scaled.T @ (probabilities - expected) / len(scaled))
+    goal = scaled.T @ (probabilities - expected) / len(scaled)
+    exact = np.linalg.solve(normal, goal)
 
-    def estimate(error: Array, product: Array) -> Array:
-        seen = product.diagonal() if diagonal else product.reshape(-1)
-        return np.asarray(expected + (np.concatenate([error, seen])[used] - mean) / spread @ slopes)
+    def estimate(error: Array, product: Array, noise: Array | None) -> Array:
+        seen = np.concatenate([error, _picked(product, diagonal)])
+        slopes = exact
+        if noise is not None:
+            measured = np.concatenate(
+                [noise[:classes], _picked(noise[classes:].reshape(classes, classes), diagonal)]
+            )
+            slopes = np.linalg.solve(normal + np.diag(measured[used] / spread**2), goal)
+        return np.asarray(expected + (seen[used] - mean) / spread @ slopes)
 
     return estimate
+
+
+def _picked(square: Array, diagonal: bool) -> Array:
+    return np.asarray(square.diagonal() if diagonal else square.reshape(-1))

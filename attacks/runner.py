@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.base import Attack, Attempt, Image, Images, Reconstruction, attempt
+from attacks.label_scoring import LabelScores, score_labels
 from attacks.scoring import Scores, compare, nearest, score
 from attacks.text_scoring import TextScores, score_text
 from privfed.transcript import Kind, Observation, Observer, View
@@ -44,6 +45,7 @@ class AttackOutcome:
         original: That example ``[*shape]``.
         reconstruction: The image behind ``best`` ``[*shape]``.
         text: Of text; then all from ``best`` to ``reconstruction`` is empty or ``None``.
+        labels: Of an attack that counts labels and gives no examples; then likewise.
         fired: Of several attacks tried (``attacks.auto``), the one that the guess is from.
         assumed: What that one assumes.
         verified: Whether its guess explains the observation, without the truth; ``None`` when not asked.
@@ -71,6 +73,7 @@ class AttackOutcome:
     original: Image | None = None
     reconstruction: Image | None = None
     text: TextScores | None = None
+    labels: LabelScores | None = None
     fired: str | None = None
     assumed: tuple[str, ...] = ()
     verified: bool | None = None
@@ -89,6 +92,7 @@ def run_attacks(
     max_observations: int = 5,
     progress: Progress | None = None,
     held_out: NDArray[Any] | None = None,
+    public_labels: NDArray[Any] | None = None,
 ) -> list[AttackOutcome]:
     """Run every attack whose threat model names the view's observer on a selection of its observations.
 
@@ -101,6 +105,7 @@ def run_attacks(
         max_observations: How many are attacked, spread over kinds and rounds (``choose``).
         progress: Told about each outcome.
         held_out: Examples that nobody trained on, ``[m, *shape]`` in [0, 1]; the true one has to be nearer.
+        public_labels: Theirs, ``[m]``, whose distribution is one of the trivial guesses of labels.
 
     Raises:
         RuntimeError: An attack broke on an observation: a fault of the program, never a result.
@@ -117,7 +122,7 @@ def run_attacks(
         for reconstruction in found:
             if reconstruction.failure is None and examples is None:
                 examples = truth(view.observations[index])
-            outcomes.append(_outcome(view, reconstruction, examples, mean_image, held_out))
+            outcomes.append(_outcome(view, reconstruction, examples, mean_image, held_out, public_labels))
             if progress is not None:
                 progress(len(outcomes), len(chosen) * len(suited), outcomes[-1])
     return outcomes
@@ -140,6 +145,7 @@ def _outcome(
     examples: tuple[Images, NDArray[np.int64]] | None,
     mean_image: Image,
     held_out: NDArray[Any] | None,
+    public_labels: NDArray[Any] | None,
 ) -> AttackOutcome:
     seen = view.observations[found.observation]
     who = (view.observer, seen.kind, seen.round, seen.contributors, found.attack)
@@ -156,6 +162,9 @@ def _outcome(
     if view.model.embedding is not None:
         text = score_text(found.images, found.tokens, images)
         return AttackOutcome(*who, *cost, len(images), text=text, **how)
+    if not len(found.images) and found.labels is not None:
+        labels = score_labels(found.labels, examples[1], view.model.classes, public_labels)
+        return AttackOutcome(*who, *cost, len(images), labels=labels, **how)
     scores = score(found.images, found.labels, images, examples[1])
     comparison = compare(scores, images, mean_image)
     best = scores[comparison.best]

@@ -44,6 +44,7 @@ def outcome_values(outcome: AttackOutcome) -> dict[str, Any]:
         "trivial_psnr": trivial,
         "margin_db": outcome.margin_db,
         "text": asdict(outcome.text) if outcome.text else None,
+        "labels": asdict(outcome.labels) if outcome.labels else None,
         "seconds": outcome.seconds,
         "evaluations": outcome.evaluations,
     }
@@ -67,6 +68,8 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     scored = [row for row in rows if row["psnr"] is not None]
     texts = [row["text"] for row in rows if row["text"] is not None]
+    labels = [row["labels"] for row in rows if row["labels"] is not None]
+    no_images = bool(texts or labels)
     fired = [row["fired"] or row["attack"] for row in rows if row["failure"] is None]
     judged = [row["identified"] for row in rows if row["identified"] is not None or row["failure"]]
     return {
@@ -74,14 +77,24 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "failed": sum(row["failure"] is not None for row in rows),
         "fired": {name: fired.count(name) for name in sorted(set(fired))},
         "verified": sum(row["verified"] is True for row in rows),
-        "exact": None if texts else share(sum(row["exact"] for row in rows), len(rows)),
-        "identified": share(sum(map(bool, judged)), len(judged)) if judged and not texts else None,
+        "exact": None if no_images else share(sum(row["exact"] for row in rows), len(rows)),
+        "identified": share(sum(map(bool, judged)), len(judged)) if judged and not no_images else None,
         "psnr": mean([row["psnr"] for row in scored]),
         "trivial_psnr": mean([max(row["trivial_psnr"].values()) for row in scored]),
         "margin_db": mean([row["margin_db"] for row in scored]),
         "text": {name: mean([text[name] for text in texts]) for name in texts[0]} if texts else None,
+        "labels": _labels(labels, len(rows)) if labels else None,
         "seconds_median": float(np.median([row["seconds"] for row in rows])),
         "evaluations": sum(row["evaluations"] for row in rows),
+    }
+
+
+def _labels(found: list[dict[str, Any]], targets: int) -> dict[str, Any]:
+    return {
+        "overlap": mean([one["overlap"] for one in found]),
+        "trivial": mean([max(one["trivial"].values()) for one in found]),
+        "occurring": mean([one["occurring"] for one in found]),
+        "exact": share(sum(one["exact"] for one in found), targets),
     }
 
 

@@ -178,10 +178,21 @@ class Console:
             if row["text"]:
                 scores = {name: _interval(value) for name, value in row["text"].items()}
                 self.figures(scores, f"{row['attack']} on text, {row['observer']}")
+            if row["labels"]:
+                found = {NAMES_OF_LABELS[name]: _interval(value) for name, value in row["labels"].items()}
+                self.figures(found, f"{row['attack']} on {row['kind']}, {row['observer']}")
 
     def path(self, label: str, path: Path) -> None:
         """Where a result lies, on a line of its own that can be copied whole."""
         self._out.print(f"{label}: {path}", markup=False, soft_wrap=True)
+
+
+NAMES_OF_LABELS = {
+    "overlap": "labels right",
+    "trivial": "by the best guess",
+    "occurring": "which occur, F1",
+    "exact": "all right",
+}
 
 
 def _interval(figure: Mapping[str, float | None] | None) -> str:

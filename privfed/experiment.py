@@ -164,6 +164,7 @@ class Experiment:
     def plan(self) -> Plan:
         """What every observer knows."""
         training, privacy = self.settings.training, self.settings.privacy
+        sizes = self.population.sizes
         survivors = 0 if self.privacy_plan is None else self.privacy_plan.expected_survivors
         return Plan(
             learning_rate=training.learning_rate,
@@ -180,6 +181,7 @@ class Experiment:
             momentum=training.momentum,
             proximal=training.proximal or 0.0,
             corrected=self.local_training.corrected,
+            examples=float(sizes.max() if training.weighted else sizes.mean()) if len(sizes) else None,
         )
 
     @cached_property

@@ -56,7 +56,7 @@ def probes(experiment: Experiment) -> list[Setting]:
     """
     e, count = experiment, experiment.settings.attacks.targets
     privacy, rate = e.settings.privacy, e.settings.training.learning_rate
-    plan = Plan(rate, 1, 1, 1.0, None, 0.0, None, "off")
+    plan = Plan(rate, 1, 1, 1.0, None, 0.0, None, "off", examples=1)
     weights = e.initial_weights
     cohort = 1 if e.privacy_plan is None else round(e.privacy_plan.expected_cohort)
     single, updates = _single_steps(e, max(count, cohort))
@@ -167,6 +167,7 @@ def attack_all(
                 max_observations=chosen.targets,
                 progress=partial(note, setting, label),
                 held_out=held_out(setting.population),
+                public_labels=setting.population.test_labels,
             )
             exposures += [Exposure(setting.workload, setting.defence, outcome) for outcome in outcomes]
     return exposures

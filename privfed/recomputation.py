@@ -13,7 +13,7 @@ from privfed.audit import evidence as ev
 from privfed.empirical_evidence import canary_observers, membership_evidence
 from privfed.measurements import Image, Measurements, Picture
 from privfed.privacy.accounting import Guarantee, ObservedRelease
-from privfed.verdict import best_attack, readers_of_text, verdict
+from privfed.verdict import best_attack, counters_of_labels, readers_of_text, verdict
 
 CLOSE = 1e-6
 """Relative and absolute: other libraries add up in another order."""
@@ -27,14 +27,16 @@ def misjudged(evidence: ev.Evidence) -> Iterator[str]:
     for observer, best in stated.items():
         if best != best_attack(evidence.attacks, observer):
             yield f"the best attack of {observer}"
-    readers = readers_of_text(evidence.attacks)
-    if evidence.verdict != verdict(evidence.observers, evidence.canaries, evidence.membership, readers):
+    found = readers_of_text(evidence.attacks), counters_of_labels(evidence.attacks)
+    if evidence.verdict != verdict(evidence.observers, evidence.canaries, evidence.membership, *found):
         yield "the verdict"
     for number, a in enumerate(evidence.attacks, 1):
         if a.psnr is not None and a.margin_db is not None and a.trivial_psnr:
             margin = a.psnr - max(a.trivial_psnr.values())
             if not _close(a.margin_db, margin):
                 yield f"the margin of attack {number}"
+        if a.labels is not None and not _counted(a.labels):
+            yield f"the counts of labels of attack {number}"
     accuracy = evidence.accuracy
     for final, points in (
         (accuracy.final_protected, accuracy.protected),
@@ -47,6 +49,18 @@ def misjudged(evidence: ev.Evidence) -> Iterator[str]:
     gap = None if None in both else both[0] - both[1]  # type: ignore[operator]  # neither is None
     if not _close(accuracy.gap, gap):
         yield "the cost in accuracy"
+
+
+def _counted(labels: ev.LabelScores) -> bool:
+    found, true = (np.array(counts) / sum(counts) for counts in (labels.found, labels.true))
+    occur = [set(np.flatnonzero(shares)) for shares in (found, true)]
+    overlap, alike = float(np.minimum(found, true).sum()), float(np.minimum(1 / len(true), true).sum())
+    return (
+        _close(labels.overlap, overlap)
+        and _close(labels.trivial.get("all alike", alike), alike)
+        and _close(labels.occurring, 2 * len(occur[0] & occur[1]) / (len(occur[0]) + len(occur[1])))
+        and labels.exact == bool(np.allclose(found, true, rtol=0, atol=CLOSE))
+    )
 
 
 def misscored(evidence: ev.Evidence, found: Measurements) -> Iterator[str]:

@@ -325,6 +325,7 @@ def exposure_values(exposure: Exposure) -> dict[str, Any]:
         "trivial_psnr": outcome.trivial,
         "margin_db": outcome.margin_db,
         "text": asdict(outcome.text) if outcome.text else None,
+        "labels": asdict(outcome.labels) if outcome.labels else None,
         "seconds": outcome.seconds,
         "evaluations": outcome.evaluations,
     }

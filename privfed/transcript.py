@@ -95,6 +95,7 @@ class Plan:
         momentum: Of the clients' steps. The first step of a round has none.
         proximal: FedProx's μ: steps also go back towards the weights sent. The first step of a round has none.
         corrected: Whether steps also follow SCAFFOLD's control variates, all zero in round 1.
+        examples: How many a client of weight 1 has, in the mean; ``None`` where nobody knows.
     """
 
     learning_rate: float
@@ -111,6 +112,7 @@ class Plan:
     momentum: float = 0.0
     proximal: float = 0.0
     corrected: bool = False
+    examples: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,13 +38,33 @@ def readers_of_text(attacks: Sequence[ev.AttackEvidence]) -> set[str]:
     }
 
 
+def counters_of_labels(attacks: Sequence[ev.AttackEvidence]) -> set[str]:
+    """Observers from whose view of the run as configured labels were counted far better than by a guess."""
+    return {a.observer for a in attacks if a.defence == ev.AS_CONFIGURED and a.labels and _beats_guess(a.labels)}
+
+
+def _beats_guess(labels: ev.LabelScores) -> bool:
+    guess = max(labels.trivial.values())
+    return labels.overlap > guess and 1 - labels.overlap <= (1 - ev.COUNTED_LABELS) * (1 - guess)
+
+
 def verdict(
     observers: Sequence[ev.ObserverEvidence],
     canaries: ev.Canaries | None,
     membership: ev.Membership | None,
     readers: Set[str],
+    counters: Set[str] = frozenset(),
 ) -> ev.Verdict:
-    """What a run comes to; ``readers`` are observers from whose view an attack read text."""
+    """What a run comes to.
+
+    Args:
+        observers: As in the report.
+        canaries: Likewise.
+        membership: Likewise.
+        readers: Observers from whose view an attack read text.
+        counters: Observers from whose view one counted labels. Those of many clients are nobody's secret, so that
+            this alone breaks no promise.
+    """
     protected = [o for o in observers if o.protected]
     leaking = [
         o.observer
@@ -56,6 +76,9 @@ def verdict(
         if leaking
         else " No attack tried on the run as configured beat a trivial guess by 1 dB, or read a text's tokens."
     )
+    if counters:
+        names = ", ".join(o.observer for o in observers if o.observer in counters)
+        found += f" How often each label occurs, far better than by a guess, was found by: {names}."
     if not protected:
         text = "No observer is protected: no noise is added before anybody sees the models, so ε = ∞ for all."
         return ev.Verdict(level="exposed", text=text + found)

@@ -14,7 +14,7 @@ class Attacks(Section):
 
     enabled: bool = True
     """Whether views are recorded and attacked at all."""
-    methods: list[str] = Field(["dense_layer", "gradient_matching"])
+    methods: list[str] = Field(["dense_layer", "gradient_matching", "label_inference"])
     """Names of attacks, or ``auto``: cheapest first until one verifies itself."""
     rounds: list[Count] | None = None
     """Rounds to record for the transcript; the first and the last when not given."""

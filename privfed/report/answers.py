@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from privfed.audit.evidence import RECOVERY_MARGIN_DB, Evidence
+from privfed.audit.evidence import AS_CONFIGURED, RECOVERY_MARGIN_DB, Evidence
 from privfed.report.numbers import count, decibels, percent, points, words
 
 Answer = tuple[str, str]
@@ -58,6 +58,9 @@ def _claim(e: Evidence) -> Answer:
 
 def _exposed(e: Evidence) -> Answer:
     best = [(o.best_attack.margin_db, o) for o in e.observers if o.best_attack is not None]
+    also = _labels(e)
+    if not best and also:
+        return "Labels only", f"No attack gave examples.{also}"
     if not best:
         return "Not measured", "No attack was scored on the run as configured."
     margin, worst = max(best, key=lambda pair: pair[0])
@@ -65,8 +68,25 @@ def _exposed(e: Evidence) -> Answer:
     most = f"{worst.observer}, by {words(worst.best_attack.attack)}: {decibels(margin, signed=True)} over a guess"
     leaking = [o.observer for value, o in best if value >= RECOVERY_MARGIN_DB]
     if leaking:
-        return f"{decibels(margin, signed=True)}", f"More than a guess for {', '.join(leaking)}. Most: {most}."
-    return "No example", f"No attack beat a trivial guess by {RECOVERY_MARGIN_DB:g} dB. Nearest: {most}."
+        return (
+            f"{decibels(margin, signed=True)}",
+            f"More than a guess for {', '.join(leaking)}. Most: {most}.{also}",
+        )
+    return "No example", f"No attack beat a trivial guess by {RECOVERY_MARGIN_DB:g} dB. Nearest: {most}.{also}"
+
+
+def _labels(e: Evidence) -> str:
+    """The most that an observer of the run as configured knows about labels beyond a guess."""
+    found = [
+        (a.labels.overlap - max(a.labels.trivial.values()), a.observer, a.labels)
+        for a in e.attacks
+        if a.labels is not None and a.defence == AS_CONFIGURED
+    ]
+    if not found:
+        return ""
+    _, observer, labels = max(found, key=lambda one: one[0])
+    guess = percent(max(labels.trivial.values()), 0)
+    return f" Labels: {observer} counts {percent(labels.overlap, 0)} right, a guess {guess}."
 
 
 def _cost(e: Evidence) -> Answer:

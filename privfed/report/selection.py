@@ -93,6 +93,15 @@ class Group:
     failures: tuple[tuple[str, int], ...]
 
 
+def label_groups(attacks: Sequence[AttackEvidence]) -> dict[tuple[str, str, str], list[AttackEvidence]]:
+    """Attacks that counted labels, by observer, defence and workload."""
+    groups: dict[tuple[str, str, str], list[AttackEvidence]] = {}
+    for attack in attacks:
+        if attack.labels is not None:
+            groups.setdefault((attack.observer, attack.defence, attack.workload), []).append(attack)
+    return groups
+
+
 def group_attacks(attacks: Sequence[AttackEvidence]) -> list[Group]:
     """Sort attacks into groups in their order of appearance, and choose the images that fit on the page.
 

@@ -26,7 +26,7 @@ from privfed.audit.assemble.training import (
 )
 from privfed.measurements import Measurements, Picture
 from privfed.transcript import Observer
-from privfed.verdict import readers_of_text, verdict
+from privfed.verdict import counters_of_labels, readers_of_text, verdict
 
 if TYPE_CHECKING:
     from privfed.exposure import Exposure
@@ -58,7 +58,7 @@ def assemble(m: Material) -> ev.Evidence:
     clients, unnoised = clients_of(m), tuple(unnoised_of(m))
     return ev.Evidence(
         run=_run(m),
-        verdict=verdict(observers, canaries, membership, readers_of_text(attacks)),
+        verdict=verdict(observers, canaries, membership, readers_of_text(attacks), counters_of_labels(attacks)),
         observers=observers,
         accuracy=accuracy_of(m),
         rounds=tuple(rounds_of(m)),

@@ -24,11 +24,13 @@ from privfed.audit.evidence.empirical import (
 )
 from privfed.audit.evidence.exposure import (
     AS_CONFIGURED,
+    COUNTED_LABELS,
     NO_DEFENCE,
     RECOVERED_TOKENS,
     RECOVERY_MARGIN_DB,
     AttackEvidence,
     BestAttack,
+    LabelScores,
     ObserverEvidence,
     TextScores,
 )
@@ -75,6 +77,7 @@ from privfed.audit.evidence.types import (
 
 __all__ = [
     "AS_CONFIGURED",
+    "COUNTED_LABELS",
     "LAYERS",
     "NO_DEFENCE",
     "PNG_PREFIX",
@@ -99,6 +102,7 @@ __all__ = [
     "Extended",
     "FoundClient",
     "Guarantee",
+    "LabelScores",
     "Ledger",
     "Membership",
     "MembershipAttack",

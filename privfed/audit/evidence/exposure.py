@@ -13,6 +13,8 @@ RECOVERY_MARGIN_DB = 1.0
 """A reconstruction counts as more than a guess from this many dB above the best trivial guess."""
 RECOVERED_TOKENS = 0.9
 """Text counts as recovered from this F1 of its set of tokens."""
+COUNTED_LABELS = 0.5
+"""Labels count as known from this share of what the best guess gets wrong."""
 NO_DEFENCE, AS_CONFIGURED = "none", "as configured"
 """Defences that every report names alike; those between them are named by what they do."""
 
@@ -57,6 +59,27 @@ class TextScores(Part):
     rouge_l: Share
 
 
+class LabelScores(Part):
+    """Counts of labels beside the true ones, as shares."""
+
+    overlap: Share
+    exact: bool
+    occurring: Share
+    trivial: dict[str, Share]
+    """Overlap by the name of the guess."""
+    found: tuple[Count, ...]
+    """By class, like the next."""
+    true: tuple[Count, ...]
+
+    @model_validator(mode="after")
+    def _two_distributions(self) -> LabelScores:
+        if len(self.found) != len(self.true) or not sum(self.found) or not sum(self.true) or not self.trivial:
+            raise ValueError(
+                "counts of labels are of the same classes, with one label each at least, beside a guess"
+            )
+        return self
+
+
 class AttackEvidence(Part):
     """One attack on one observation: scores beside those of trivial guesses, or the reason why there are none."""
 
@@ -77,6 +100,8 @@ class AttackEvidence(Part):
     margin_db: Number | None
     text: TextScores | None = None
     """Of text, which has no scores of images."""
+    labels: LabelScores | None = None
+    """Of an attack that counts labels and gives no examples."""
     seconds: NonNegative
     evaluations: Count
     original: Png | None = None
@@ -85,6 +110,9 @@ class AttackEvidence(Part):
     @model_validator(mode="after")
     def _scores_or_failure(self) -> AttackEvidence:
         scored = self.psnr is not None and self.margin_db is not None and bool(self.trivial_psnr)
-        if [scored, self.text is not None, self.failure is not None].count(True) != 1:
-            raise ValueError("an attack has a failure, or psnr, trivial_psnr and margin_db, or scores of text")
+        other = [found is not None for found in (self.text, self.labels, self.failure)]
+        if [scored, *other].count(True) != 1:
+            raise ValueError(
+                "an attack has a failure, or psnr, trivial_psnr and margin_db, or scores of text or labels"
+            )
         return self

@@ -1,0 +1,91 @@
+"""How often each label occurs behind an update: what it gives away where no example comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import ClassVar
+
+import numpy as np
+from scipy.stats import chi2
+
+from attacks.base import Guess, NotInvertible, ThreatModel
+from attacks.gradient import CLIPPED
+from attacks.label_counts import ends_dense, infer_label_counts
+from privfed.transcript import Kind, Observation, Observer, Plan, View
+
+FALSE_ALARM = 1e-3
+"""Chance that noise alone passes for a gradient of the last bias."""
+MOST_EXAMPLES = 100_000
+"""Behind one vector, for labels that are listed one by one."""
+
+
+@dataclass(frozen=True)
+class LabelInference:
+    """Counts the labels (``attacks.label_counts``) of single steps and, less exactly, of several and of sums.
+
+    Its guess has labels in place of examples; the residual says how much of the last bias's gradient is noise.
+    """
+
+    name: ClassVar[str] = "label_inference"
+    threat: ClassVar[ThreatModel] = ThreatModel(
+        observers=tuple(Observer),
+        knowledge=("the learning rate", "how many examples a client has", "the noise in the vector"),
+        assumptions=(
+            "a softmax model that ends with a dense layer and its bias",
+            "clients have equally many examples, or weights that tell",
+            "one local step, for exact counts",
+        ),
+    )
+
+    def invert(self, view: View, index: int, rng: np.random.Generator) -> Guess:
+        """As ``Attack.invert``; it draws nothing from ``rng``, and its guess has labels and no examples."""
+        seen, model, plan = view.observations[index], view.model, view.plan
+        if not ends_dense(model):
+            raise NotInvertible(
+                f"model {model.name} does not end with a dense layer and its bias: labels are hidden"
+            )
+        if seen.kind is Kind.MASKED_UPLOAD:
+            raise NotInvertible("the mask made the vector uniform: no entry of it says anything")
+        moved = np.asarray(model.unflatten(np.asarray(seen.vector, np.float64))[-1])
+        if not moved.any():
+            raise NotInvertible("the last bias did not move: it says nothing about labels")
+        noise, power = seen.noise_stddev, float(np.sum((moved / np.abs(moved).max()) ** 2))
+        expected = (noise / float(np.abs(moved).max())) ** 2
+        if noise and power < expected * float(chi2.isf(FALSE_ALARM, len(moved))):
+            raise NotInvertible("the last bias moved no more than the noise in the vector explains")
+        count = examples_behind(seen, plan)
+        if count > MOST_EXAMPLES:
+            raise NotInvertible(f"{count} examples behind one vector: labels are counted up to {MOST_EXAMPLES}")
+        scale, known = _scale(seen, plan)
+        counts = infer_label_counts(
+            model,
+            np.asarray(seen.weights),
+            -np.asarray(seen.vector, np.float64) / scale,
+            count,
+            scaled=known,
+            noise=noise / scale,
+        )
+        labels = np.repeat(np.arange(model.classes, dtype=np.int64), counts.astype(np.int64))
+        residual = min(1.0, float(np.sqrt(expected * len(moved) / power)))
+        return Guess(np.zeros((0, *model.input_shape)), labels, residual, evaluations=0)
+
+
+def examples_behind(seen: Observation, plan: Plan) -> int:
+    """How many examples an observer takes to be behind the vector: each client has as many as the plan says."""
+    each = plan.examples or plan.batch_size
+    if plan.local_steps is not None:
+        each = plan.local_steps * min(each, plan.batch_size)
+    return max(1, round(seen.contributors * each))
+
+
+def _scale(seen: Observation, plan: Plan) -> tuple[float, bool]:
+    """What the mean gradient is multiplied by in the vector, negated; and whether that is more than a guess."""
+    passes = ceil((plan.examples or plan.batch_size) / plan.batch_size) * plan.local_epochs
+    one_step = (passes if plan.local_steps is None else plan.local_steps) == 1 and seen.rate_factor is not None
+    linear = seen.kind is not Kind.MODEL_DIFFERENCE or plan.server_scale is not None
+    # Of a sum nobody knows which of the updates in it were clipped.
+    single = seen.contributors == 1 and not plan.weighted
+    whole = plan.clip_norm is None or (single and float(np.linalg.norm(seen.vector)) < CLIPPED * plan.clip_norm)
+    scale = seen.contributors * plan.learning_rate * (seen.rate_factor or 1.0)
+    return max(scale, 1e-300), one_step and linear and whole
