@@ -16,7 +16,7 @@ from attacks.feature_inversion import FeatureInversion
 from attacks.gradient_matching import GradientMatching
 from attacks.imprint import Imprint
 from attacks.inconsistency import ModelInconsistency
-from attacks.label_counts import Auxiliary, infer_label_counts
+from attacks.label_counts import infer_label_counts
 from attacks.label_inference import LabelInference
 from attacks.labels import infer_labels
 from attacks.local_training import LocalTraining
@@ -25,6 +25,7 @@ from attacks.runner import AttackOutcome, run_attacks
 from attacks.scoring import Scores
 from attacks.sparse_decomposition import SparseDecomposition
 from attacks.tokens import Tokens
+from privfed.auxiliary import Auxiliary
 
 ATTACKS: dict[str, Callable[[int], Attack]] = {
     "auto": Auto,

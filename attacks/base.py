@@ -68,7 +68,7 @@ class Guess:
         evaluations: How many gradients of the model it took.
         tokens: Of text, the ids that occur, rising, each once; an attack that says this much may give no images.
         fired: Of several attacks tried, the one that the guess is from.
-        assumed: What that one assumes.
+        assumed: What that one assumes; of one attack, what it assumes of this view.
         verified: Whether the guess explains the observation, by its gradients taken again; ``None``: not asked.
         tried: All that were tried, in order.
     """

@@ -27,6 +27,7 @@ FINER = np.geomspace(0.95, 1.05, 15)
 """Where an unknown scale is looked for: from its lower bound on, then around the best."""
 MOST_MOVED = 512
 """Examples up to which whole numbers say more than their rounding."""
+ANY = (0.0, np.inf)
 LEAST = 1e-9
 """Relative decrease of a squared distance that is more than rounding."""
 EVEN = 0.05
@@ -79,16 +80,22 @@ class Counting:
             shares, self.count, np.zeros_like(probabilities) if self.known else probabilities, own
         )
 
-    def of_any_scale(self, error: Array, product: Array, noise: float) -> Array:
+    def of_any_scale(self, error: Array, product: Array, noise: float, within: tuple[float, float] = ANY) -> Array:
         """Counts where ``error`` and ``product`` are so many times too long: the number that explains them best.
 
         It is at least what the negative entries add up to, as labels' shares add up to no more than 1.
+
+        Args:
+            error: As in a call, times the number.
+            product: Likewise.
+            noise: Likewise.
+            within: The least and the most that the number can be.
         """
         near = -float(error[error < 0].sum())
         steps, dimension = SCALES, len(error) - 1
         for _ in range(2):
             found = []
-            for scale in near * steps:
+            for scale in np.unique(np.clip(near * steps, *within)):
                 counts, unlikely = self(error / scale, product / scale, noise / scale)
                 # The density of ``error`` is that of what it is so many times of, spread as far in each direction.
                 found.append((unlikely + 2 * dimension * float(np.log(scale)), float(scale), counts))

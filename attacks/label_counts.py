@@ -16,7 +16,6 @@ An attacker with labelled data of the same kind needs none of this but the regre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +26,7 @@ from scipy import ndimage
 from attacks.counting import Counting
 from attacks.labels import infer_labels
 from attacks.mean_probabilities import MOST_CLASSES
+from privfed.auxiliary import Auxiliary
 from privfed.models.functional import Model
 
 Array = NDArray[np.float64]
@@ -38,33 +38,6 @@ OF_EACH = 32
 """Made-up inputs at one level."""
 
 
-@dataclass(frozen=True, eq=False)
-class Auxiliary:
-    """Labelled examples of the same kind as the clients', which the attacker has from elsewhere.
-
-    Attributes:
-        inputs: ``[k, *input_shape]``; a few hundred for ten classes.
-        labels: ``[k]``.
-    """
-
-    inputs: NDArray[Any]
-    labels: NDArray[np.int64]
-
-    def check(self, model: Model) -> None:
-        """Raises ``ValueError`` unless they are examples for ``model``."""
-        if self.inputs.shape[1:] != model.input_shape or not len(self.inputs):
-            shape = ", ".join(str(n) for n in model.input_shape)
-            raise ValueError(
-                f"auxiliary inputs have shape {self.inputs.shape}: model {model.name} takes [k, {shape}]"
-            )
-        if not np.isfinite(self.inputs).all():
-            raise ValueError("auxiliary inputs are not all finite: remove those that are not")
-        if self.labels.shape != (len(self.inputs),) or not np.isin(self.labels, np.arange(model.classes)).all():
-            raise ValueError(
-                f"auxiliary labels: one from 0 to {model.classes - 1} is needed for each of the inputs"
-            )
-
-
 def infer_label_counts(
     model: Model,
     weights: NDArray[Any],
@@ -72,7 +45,7 @@ def infer_label_counts(
     count: int,
     auxiliary: Auxiliary | None = None,
     *,
-    scaled: bool = True,
+    scale: tuple[float, float] = (1.0, 1.0),
     noise: float = 0.0,
 ) -> Array:
     """The number of examples of each class, ``[classes]`` whole numbers that add up to ``count``.
@@ -83,8 +56,8 @@ def infer_label_counts(
         gradient: The mean gradient over the examples, ``[d]``: of a single step.
         count: How many examples, at least 1.
         auxiliary: What the attacker has of such data; without, inputs are made up.
-        scaled: Whether ``gradient`` has its own length. Otherwise it may be it times any positive number, as after
-            clipping, and the number is searched for.
+        scale: How many times too long ``gradient`` is, at least and at most: ``(0, 1)`` after clipping. The number
+            is searched for.
         noise: Standard deviation of the noise in each entry of ``gradient``.
 
     Raises:
@@ -107,12 +80,12 @@ def infer_label_counts(
         auxiliary.check(model)
         inputs, labels = auxiliary.inputs, auxiliary.labels
     counting = Counting.of(_logits(model, weights, inputs), labels, kernel, bias, count)
-    if scaled:
-        return counting(error, product, noise)[0]
+    if scale[0] == scale[1]:
+        return counting(error / scale[0], product / scale[0], noise / scale[0])[0]
     if model.classes > MOST_CLASSES or count == 1:
         # One example's own label is the only negative entry; with many classes the search would take minutes.
         return np.bincount(infer_labels(error, count), minlength=model.classes).astype(np.float64)
-    return counting.of_any_scale(error, product, noise)
+    return counting.of_any_scale(error, product, noise, scale)
 
 
 def ends_dense(model: Model) -> bool:

@@ -10,12 +10,15 @@ import numpy as np
 from scipy.stats import chi2
 
 from attacks.base import Guess, NotInvertible, ThreatModel
+from attacks.counting import ANY
 from attacks.gradient import CLIPPED
 from attacks.label_counts import ends_dense, infer_label_counts
 from privfed.transcript import Kind, Observation, Observer, Plan, View
 
 FALSE_ALARM = 1e-3
 """Chance that noise alone passes for a gradient of the last bias."""
+STRETCHED = 1.1
+"""How long gradients of several steps may be in the mean, beside the first; they shrink as the model learns."""
 MOST_EXAMPLES = 100_000
 """Behind one vector, for labels that are listed one by one."""
 
@@ -30,7 +33,12 @@ class LabelInference:
     name: ClassVar[str] = "label_inference"
     threat: ClassVar[ThreatModel] = ThreatModel(
         observers=tuple(Observer),
-        knowledge=("the learning rate", "how many examples a client has", "the noise in the vector"),
+        knowledge=(
+            "the learning rate",
+            "how many examples a client has",
+            "the noise in the vector",
+            "labelled examples of the same kind, where the view has any",
+        ),
         assumptions=(
             "a softmax model that ends with a dense layer and its bias",
             "clients have equally many examples, or weights that tell",
@@ -57,18 +65,26 @@ class LabelInference:
         count = examples_behind(seen, plan)
         if count > MOST_EXAMPLES:
             raise NotInvertible(f"{count} examples behind one vector: labels are counted up to {MOST_EXAMPLES}")
-        scale, known = _scale(seen, plan)
+        unit = _unit(seen, plan)
         counts = infer_label_counts(
             model,
             np.asarray(seen.weights),
-            -np.asarray(seen.vector, np.float64) / scale,
+            -np.asarray(seen.vector, np.float64) / unit,
             count,
-            scaled=known,
-            noise=noise / scale,
+            view.auxiliary,
+            scale=_scale(seen, plan),
+            noise=noise / unit,
         )
         labels = np.repeat(np.arange(model.classes, dtype=np.int64), counts.astype(np.int64))
         residual = min(1.0, float(np.sqrt(expected * len(moved) / power)))
-        return Guess(np.zeros((0, *model.input_shape)), labels, residual, evaluations=0)
+        none = np.zeros((0, *model.input_shape))
+        return Guess(none, labels, residual, evaluations=0, assumed=(*self.threat.assumptions, *_granted(view)))
+
+
+def _granted(view: View) -> tuple[str, ...]:
+    if view.auxiliary is None:
+        return ()
+    return (f"{len(view.auxiliary.labels):,} labelled examples of the same kind, which are no client's",)
 
 
 def examples_behind(seen: Observation, plan: Plan) -> int:
@@ -79,13 +95,20 @@ def examples_behind(seen: Observation, plan: Plan) -> int:
     return max(1, round(seen.contributors * each))
 
 
-def _scale(seen: Observation, plan: Plan) -> tuple[float, bool]:
-    """What the mean gradient is multiplied by in the vector, negated; and whether that is more than a guess."""
+def _unit(seen: Observation, plan: Plan) -> float:
+    """What the vector has to be divided by to be, negated, a mean gradient, had each client taken one step."""
+    return max(seen.contributors * plan.learning_rate * (seen.rate_factor or 1.0), 1e-300)
+
+
+def _scale(seen: Observation, plan: Plan) -> tuple[float, float]:
+    """How many times the mean gradient of one step that is, at least and at most."""
     passes = ceil((plan.examples or plan.batch_size) / plan.batch_size) * plan.local_epochs
-    one_step = (passes if plan.local_steps is None else plan.local_steps) == 1 and seen.rate_factor is not None
-    linear = seen.kind is not Kind.MODEL_DIFFERENCE or plan.server_scale is not None
+    steps = passes if plan.local_steps is None else plan.local_steps
+    if seen.rate_factor is None or (seen.kind is Kind.MODEL_DIFFERENCE and plan.server_scale is None):
+        return ANY
     # Of a sum nobody knows which of the updates in it were clipped.
     single = seen.contributors == 1 and not plan.weighted
     whole = plan.clip_norm is None or (single and float(np.linalg.norm(seen.vector)) < CLIPPED * plan.clip_norm)
-    scale = seen.contributors * plan.learning_rate * (seen.rate_factor or 1.0)
-    return max(scale, 1e-300), one_step and linear and whole
+    if steps == 1:
+        return (1.0 if whole else 0.0), 1.0
+    return 0.0, STRETCHED * steps / (1 - plan.momentum)

@@ -68,7 +68,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     scored = [row for row in rows if row["psnr"] is not None]
     texts = [row["text"] for row in rows if row["text"] is not None]
-    labels = [row["labels"] for row in rows if row["labels"] is not None]
+    labels = [row["labels"] for row in rows if row.get("labels") is not None]
     no_images = bool(texts or labels)
     fired = [row["fired"] or row["attack"] for row in rows if row["failure"] is None]
     judged = [row["identified"] for row in rows if row["identified"] is not None or row["failure"]]

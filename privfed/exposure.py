@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from attacks import AttackOutcome, create, run_attacks
 from privfed.audit.evidence import NO_DEFENCE
+from privfed.auxiliary import Auxiliary
 from privfed.console import Console
 from privfed.data import Population
 from privfed.executors.local import LocalClientWork
@@ -189,10 +190,22 @@ def held_out(population: Population) -> NDArray[np.float32] | None:
     return population.as_float(population.test_features)
 
 
+def auxiliary_examples(experiment: Experiment) -> Auxiliary | None:
+    """Test examples that an attacker has, drawn by the attacks' seed; ``None`` of text, or for none."""
+    chosen, population = experiment.settings.attacks, experiment.population
+    if not chosen.auxiliary or population.tokens is not None or not len(population.test_labels):
+        return None
+    drawn = np.random.default_rng([chosen.seed, *b"auxiliary"]).permutation(len(population.test_labels))
+    rows = np.sort(drawn[: chosen.auxiliary])
+    return Auxiliary(
+        population.as_float(population.test_features[rows]), population.test_labels[rows].astype(np.int64)
+    )
+
+
 def _views(experiment: Experiment, settings: Sequence[Setting]) -> Iterator[tuple[Setting, View]]:
-    colluders = experiment.settings.secure_aggregation.colluders
+    colluders, auxiliary = experiment.settings.secure_aggregation.colluders, auxiliary_examples(experiment)
     for setting in settings:
         for observer in setting.observers:
             view = setting.transcript.view(observer, experiment.model, colluders=colluders)
             if view.observations:
-                yield setting, view
+                yield setting, replace(view, auxiliary=auxiliary)

@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from privfed.files import replacing
 
 if TYPE_CHECKING:
+    from privfed.auxiliary import Auxiliary
     from privfed.models.functional import Model
 
 Vector = NDArray[np.float32]
@@ -144,12 +145,13 @@ class Observation:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """All that one observer has: who it is, the public plan and model, and its observations."""
+    """All that one observer has: who it is, the public plan and model, its observations, and data of its own."""
 
     observer: Observer
     plan: Plan
     model: Model
     observations: tuple[Observation, ...]
+    auxiliary: Auxiliary | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,7 +59,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "privfed.contradictions": ("privfed.config",),
     "privfed.settings_file": ("privfed.config", "privfed.contradictions", "privfed.errors"),
     "privfed.rundir": ("privfed.config", "privfed.errors", "privfed.files", "privfed.settings_file"),
-    "privfed.transcript": ("privfed.errors", "privfed.files", "privfed.models"),
+    "privfed.auxiliary": ("privfed.models",),
+    "privfed.transcript": ("privfed.auxiliary", "privfed.errors", "privfed.files", "privfed.models"),
     "privfed.data": ("privfed.errors", "privfed.files"),
     "privfed.models": ("privfed.errors",),
     # Training.
@@ -82,7 +83,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "privfed.settings_file",
     ),
     # Judging and showing. Attacks get a view and a model, and nothing that knows the truth.
-    "attacks": ("privfed.models", "privfed.transcript"),
+    "attacks": ("privfed.auxiliary", "privfed.models", "privfed.transcript"),
     "privfed.audit": (
         "privfed.data",
         "privfed.errors",

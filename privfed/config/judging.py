@@ -20,6 +20,8 @@ class Attacks(Section):
     """Rounds to record for the transcript; the first and the last when not given."""
     targets: Count = 5
     """Observations attacked for each observer."""
+    auxiliary: Annotated[int, Field(ge=0)] = 1024
+    """Labelled test examples that an attacker has, for those attacks that can use them; 0 for none."""
     iterations: Count = 300
     """Budget of the gradient matching, in iterations of its optimizer."""
     seed: Annotated[int, Field(ge=0)] = 0

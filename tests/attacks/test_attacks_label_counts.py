@@ -6,9 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from attacks import Auxiliary, infer_label_counts
-from attacks.label_counts import EVEN, made_up_inputs, nearest_counts
+from attacks.counting import EVEN, nearest_counts
+from attacks.label_counts import made_up_inputs
 from attacks.mean_probabilities import fit_mean_probabilities
 from attacks.scoring import psnr
 
@@ -97,7 +99,7 @@ def test_mean_probabilities_of_a_batch_come_from_single_examples(classes):
     for first in range(4000, 4320, 16):
         batch = slice(first, first + 16)
         product = (logits - bias)[batch].T @ errors[batch] / 16
-        off += np.sum((estimate(errors[batch].mean(0), product) - p[batch].mean(0)) ** 2)
+        off += np.sum((estimate(errors[batch].mean(0), product, None) - p[batch].mean(0)) ** 2)
         prior += np.sum((p[:4000].mean(0) - p[batch].mean(0)) ** 2)
     assert off < 0.85 * prior
 
@@ -117,10 +119,10 @@ def test_an_error_of_more_than_half_an_example_is_told_by_its_direction():
     probabilities = 0.25 + rng.normal(size=(200, 1)) * 0.1 * along
     hardly = 0.25 + rng.normal(size=(200, 1)) * 1e-3 * along
     shares = np.array([3.0, 2, 1, 2]) + 1.3 * along
-    assert nearest_counts(shares, 8, probabilities).tolist() == [3, 2, 1, 2]
-    rounded = nearest_counts(shares, 8, np.full((5, 4), 0.25)).tolist()
+    assert nearest_counts(shares, 8, probabilities)[0].tolist() == [3, 2, 1, 2]
+    rounded = nearest_counts(shares, 8, np.full((5, 4), 0.25))[0].tolist()
     assert rounded != [3, 2, 1, 2]  # nothing varies
-    assert nearest_counts(shares, 8, hardly).tolist() == rounded  # such an error would be no error of the mean
+    assert nearest_counts(shares, 8, hardly)[0].tolist() == rounded  # such an error would be no error of the mean
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -129,10 +131,13 @@ def test_nearest_counts_are_nearest_among_those_one_move_away(seed):
     probabilities = rng.dirichlet(np.ones(5), 50)
     shares = rng.dirichlet(np.ones(5)) * 9 + rng.normal(0, 0.5, 5)
     shares += (9 - shares.sum()) / 5
-    found = nearest_counts(shares, 9, probabilities)
+    found, unlikely = nearest_counts(shares, 9, probabilities)
     assert found.sum() == 9
     assert found.min() >= 0
-    metric = np.linalg.inv(81 * np.cov(probabilities.T) + EVEN**2 * np.eye(5))
+    covariance = 81 * np.cov(probabilities.T) + EVEN**2 * np.eye(5)
+    metric = np.linalg.inv(covariance)
     others = [found + a - b for a in np.eye(5) for b in np.eye(5) if (found - b).min() >= 0]
     distances = [(n - shares) @ metric @ (n - shares) for n in [found, *others]]
     assert distances[0] <= min(distances) * (1 + 1e-9)
+    density = stats.multivariate_normal(shares, covariance).logpdf(found)
+    assert unlikely == pytest.approx(-2 * density - 5 * np.log(2 * np.pi), rel=1e-6)
