@@ -45,6 +45,7 @@ class Counting:
         spread: What noise in the gradient grows by in each row of ``product``, squared: ``[classes]``.
         bias: Of the last layer, ``[classes]``.
         count: Examples behind a gradient.
+        clients: Who have them, equally many each.
     """
 
     logits: Array
@@ -53,15 +54,22 @@ class Counting:
     spread: Array
     bias: Array
     count: int
+    clients: int = 1
 
     @classmethod
     def of(
-        cls, logits: Array, labels: NDArray[np.int64] | None, kernel: Array, bias: Array, count: int
+        cls,
+        logits: Array,
+        labels: NDArray[np.int64] | None,
+        kernel: Array,
+        bias: Array,
+        count: int,
+        clients: int = 1,
     ) -> Counting:
         """Fit the regression on inputs with these logits, and labels if they are known."""
         few = labels is not None or len(bias) <= MOST_CLASSES
         regression = fit_mean_probabilities(logits, bias, labels) if few else None
-        return cls(logits, labels is not None, regression, np.sum(kernel**2, axis=0), bias, count)
+        return cls(logits, labels is not None, regression, np.sum(kernel**2, axis=0), bias, count, clients)
 
     def __call__(self, error: Array, product: Array, noise: float) -> tuple[Array, float]:
         """Counts ``[classes]``, and minus twice the logarithm of their likelihood, up to a constant.
@@ -71,14 +79,20 @@ class Counting:
             product: Mean of ``(logits − bias)(p − y)ᵀ``, ``[classes, classes]``.
             noise: Standard deviation of the noise in each entry of ``error``.
         """
-        shares, even = self._shares(error, product, noise**2), self.count / len(error)
-        # A count's variance where all distributions of labels are equally likely (a Dirichlet one of ones).
-        prior = even * (self.count + len(error)) / (1 + len(error))
+        shares, (even, prior) = self._shares(error, product, noise**2), self._before()
         shares = even + (shares - even) * prior / (prior + (self.count * noise) ** 2)
         probabilities, own = softmax(self.logits), float(np.hypot(EVEN, self.count * noise))
         return nearest_counts(
             shares, self.count, np.zeros_like(probabilities) if self.known else probabilities, own
         )
+
+    def _before(self) -> tuple[float, float]:
+        """Mean and variance of a count before anything is seen.
+
+        Of each client all distributions of labels are equally likely (a Dirichlet one of ones).
+        """
+        even, classes = self.count / len(self.bias), len(self.bias)
+        return even, even * (self.count / self.clients + classes) / (1 + classes)
 
     def of_any_scale(self, error: Array, product: Array, noise: float, within: tuple[float, float] = ANY) -> Array:
         """Counts where ``error`` and ``product`` are so many times too long: the number that explains them best.
@@ -92,13 +106,14 @@ class Counting:
             within: The least and the most that the number can be.
         """
         near = -float(error[error < 0].sum())
-        steps, dimension = SCALES, len(error) - 1
+        steps, dimension, (even, prior) = SCALES, len(error) - 1, self._before()
         for _ in range(2):
             found = []
             for scale in np.unique(np.clip(near * steps, *within)):
                 counts, unlikely = self(error / scale, product / scale, noise / scale)
                 # The density of ``error`` is that of what it is so many times of, spread as far in each direction.
-                found.append((unlikely + 2 * dimension * float(np.log(scale)), float(scale), counts))
+                unlikely += 2 * dimension * float(np.log(scale)) + float(np.sum((counts - even) ** 2)) / prior
+                found.append((unlikely, float(scale), counts))
             _, near, best = min(found, key=lambda one: one[:2])
             steps = FINER
         return best

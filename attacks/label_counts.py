@@ -47,6 +47,7 @@ def infer_label_counts(
     *,
     scale: tuple[float, float] = (1.0, 1.0),
     noise: float = 0.0,
+    clients: int = 1,
 ) -> Array:
     """The number of examples of each class, ``[classes]`` whole numbers that add up to ``count``.
 
@@ -59,6 +60,7 @@ def infer_label_counts(
         scale: How many times too long ``gradient`` is, at least and at most: ``(0, 1)`` after clipping. The number
             is searched for.
         noise: Standard deviation of the noise in each entry of ``gradient``.
+        clients: Whose examples they are: labels of many are nearer to even than those of one.
 
     Raises:
         ValueError: The count is below 1, the model has no dense layer at its end, or the auxiliary data do not fit
@@ -79,7 +81,7 @@ def infer_label_counts(
     else:
         auxiliary.check(model)
         inputs, labels = auxiliary.inputs, auxiliary.labels
-    counting = Counting.of(_logits(model, weights, inputs), labels, kernel, bias, count)
+    counting = Counting.of(_logits(model, weights, inputs), labels, kernel, bias, count, clients)
     if scale[0] == scale[1]:
         return counting(error / scale[0], product / scale[0], noise / scale[0])[0]
     if model.classes > MOST_CLASSES or count == 1:

@@ -74,6 +74,7 @@ class LabelInference:
             view.auxiliary,
             scale=_scale(seen, plan),
             noise=noise / unit,
+            clients=max(1, round(seen.contributors)),
         )
         labels = np.repeat(np.arange(model.classes, dtype=np.int64), counts.astype(np.int64))
         residual = min(1.0, float(np.sqrt(expected * len(moved) / power)))
