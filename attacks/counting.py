@@ -46,6 +46,7 @@ class Counting:
         bias: Of the last layer, ``[classes]``.
         count: Examples behind a gradient.
         clients: Who have them, equally many each.
+        distorted: Standard deviation of each share of labels, of whatever a single step does not explain.
     """
 
     logits: Array
@@ -55,6 +56,7 @@ class Counting:
     bias: Array
     count: int
     clients: int = 1
+    distorted: float = 0.0
 
     @classmethod
     def of(
@@ -65,11 +67,14 @@ class Counting:
         bias: Array,
         count: int,
         clients: int = 1,
+        distorted: float = 0.0,
     ) -> Counting:
         """Fit the regression on inputs with these logits, and labels if they are known."""
         few = labels is not None or len(bias) <= MOST_CLASSES
         regression = fit_mean_probabilities(logits, bias, labels) if few else None
-        return cls(logits, labels is not None, regression, np.sum(kernel**2, axis=0), bias, count, clients)
+        return cls(
+            logits, labels is not None, regression, np.sum(kernel**2, axis=0), bias, count, clients, distorted
+        )
 
     def __call__(self, error: Array, product: Array, noise: float) -> tuple[Array, float]:
         """Counts ``[classes]``, and minus twice the logarithm of their likelihood, up to a constant.
@@ -80,6 +85,7 @@ class Counting:
             noise: Standard deviation of the noise in each entry of ``error``.
         """
         shares, (even, prior) = self._shares(error, product, noise**2), self._before()
+        noise = float(np.hypot(noise, self.distorted))
         shares = even + (shares - even) * prior / (prior + (self.count * noise) ** 2)
         probabilities, own = softmax(self.logits), float(np.hypot(EVEN, self.count * noise))
         return nearest_counts(
@@ -105,7 +111,7 @@ class Counting:
             noise: Likewise.
             within: The least and the most that the number can be.
         """
-        near = -float(error[error < 0].sum())
+        near = max(-float(error[error < 0].sum()), LEAST * float(np.abs(error).max()))
         steps, dimension, (even, prior) = SCALES, len(error) - 1, self._before()
         for _ in range(2):
             found = []

@@ -48,6 +48,7 @@ def infer_label_counts(
     scale: tuple[float, float] = (1.0, 1.0),
     noise: float = 0.0,
     clients: int = 1,
+    distorted: float = 0.0,
 ) -> Array:
     """The number of examples of each class, ``[classes]`` whole numbers that add up to ``count``.
 
@@ -81,7 +82,7 @@ def infer_label_counts(
     else:
         auxiliary.check(model)
         inputs, labels = auxiliary.inputs, auxiliary.labels
-    counting = Counting.of(_logits(model, weights, inputs), labels, kernel, bias, count, clients)
+    counting = Counting.of(_logits(model, weights, inputs), labels, kernel, bias, count, clients, distorted)
     if scale[0] == scale[1]:
         return counting(error / scale[0], product / scale[0], noise / scale[0])[0]
     if model.classes > MOST_CLASSES or count == 1:

@@ -19,6 +19,8 @@ FALSE_ALARM = 1e-3
 """Chance that noise alone passes for a gradient of the last bias."""
 STRETCHED = 1.1
 """How long gradients of several steps may be in the mean, beside the first; they shrink as the model learns."""
+DISTORTED = 0.03
+"""Standard deviation of a share of labels after several steps, of which all but the first are at other weights."""
 MOST_EXAMPLES = 100_000
 """Behind one vector, for labels that are listed one by one."""
 
@@ -75,6 +77,7 @@ class LabelInference:
             scale=_scale(seen, plan),
             noise=noise / unit,
             clients=max(1, round(seen.contributors)),
+            distorted=DISTORTED if _steps(plan) > 1 else 0.0,
         )
         labels = np.repeat(np.arange(model.classes, dtype=np.int64), counts.astype(np.int64))
         residual = min(1.0, float(np.sqrt(expected * len(moved) / power)))
@@ -96,6 +99,13 @@ def examples_behind(seen: Observation, plan: Plan) -> int:
     return max(1, round(seen.contributors * each))
 
 
+def _steps(plan: Plan) -> int:
+    """Of a client in one round."""
+    if plan.local_steps is not None:
+        return plan.local_steps
+    return ceil((plan.examples or plan.batch_size) / plan.batch_size) * plan.local_epochs
+
+
 def _unit(seen: Observation, plan: Plan) -> float:
     """What the vector has to be divided by to be, negated, a mean gradient, had each client taken one step."""
     return max(seen.contributors * plan.learning_rate * (seen.rate_factor or 1.0), 1e-300)
@@ -103,8 +113,7 @@ def _unit(seen: Observation, plan: Plan) -> float:
 
 def _scale(seen: Observation, plan: Plan) -> tuple[float, float]:
     """How many times the mean gradient of one step that is, at least and at most."""
-    passes = ceil((plan.examples or plan.batch_size) / plan.batch_size) * plan.local_epochs
-    steps = passes if plan.local_steps is None else plan.local_steps
+    steps = _steps(plan)
     if seen.rate_factor is None or (seen.kind is Kind.MODEL_DIFFERENCE and plan.server_scale is None):
         return ANY
     # Of a sum nobody knows which of the updates in it were clipped.

@@ -146,11 +146,18 @@ def public_examples(folder: Path, count: int) -> Any:
 
 
 def attack_labels(row: Row, model: Any, weights: Any, x: Any, y: Any, seed: int, auxiliary: Any = None) -> Outcome:
-    from attacks import infer_label_counts
+    from attacks import infer_label_counts, infer_labels
 
     update = local_update(row, model, weights, x.astype(np.float32) / np.float32(255), y)
+    if row.clip is not None:
+        update = update * min(1.0, row.clip / float(np.linalg.norm(update)))
+    gradient, scale = -update / LEARNING_RATE, (1.0, 1.0) if row.clip is None else (0.0, 1.0)
     start, cpu = time.perf_counter(), time.process_time()
-    counts = infer_label_counts(model, weights, -update / LEARNING_RATE, row.batch, auxiliary)
+    if row.settings.get("rule") == "llg":
+        labels = infer_labels(model.unflatten(gradient)[model.output_bias], row.batch)
+        counts = np.bincount(labels, minlength=model.classes)
+    else:
+        counts = infer_label_counts(model, weights, gradient, row.batch, auxiliary, scale=scale)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     right = float(np.minimum(counts, np.bincount(y, minlength=model.classes)).sum()) / row.batch
     return Outcome(right if row.partial else float(right == 1), float("nan"), seconds, cpu)

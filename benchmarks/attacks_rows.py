@@ -26,7 +26,8 @@ class Row:
         partial: Of labels: whether the share of labels that are right counts, and not only whole multisets.
         targets: When nothing else is asked for.
         each: Whether the share of images that are right counts, and not only whole batches.
-        settings: Of the attack; of labels, how many ``auxiliary`` training images the attacker has.
+        settings: Of the attack; of labels, how many ``auxiliary`` training images the attacker has, or whose
+            ``rule`` it goes by instead of ours.
         trained: Steps of SGD (batches of 64, rate 0.1) on the training images before the attack.
         clip: L2 bound of the update, known to the attacker.
         white: The byte that is one; above 255 pixels are no bytes, as far as an attacker knows them.
@@ -129,6 +130,10 @@ ROWS = {
     "labels-lenet-8": Row("labels", "lenet", {}, 8, 0, 1.0, None),
     "labels-lenet-32": Row("labels", "lenet", {}, 32, 0, 1.0, None),
     "labels-lenet-32-auxiliary": Row("labels", "lenet", {}, 32, 0, 1.0, None, settings={"auxiliary": 2048}),
+    "labels-lenet-8-clipped": Row("labels", "lenet", {}, 8, 0, 0.95, None, clip=1e-3),
+    "labels-lenet-32-clipped": Row("labels", "lenet", {}, 32, 0, 0.0, None, clip=1e-3),
+    "labels-lenet-8-llg": Row("labels", "lenet", {}, 8, 0, 0.0, None, clip=1e-3, settings={"rule": "llg"}),
+    "labels-lenet-32-llg": Row("labels", "lenet", {}, 32, 0, 0.0, None, clip=1e-3, settings={"rule": "llg"}),
     "labels-mlp-8": Row("labels", "mlp", MLP, 8, 0, 0.95, None, partial=True),
     "labels-mlp-32": Row("labels", "mlp", MLP, 32, 0, 0.95, None, partial=True),
 }

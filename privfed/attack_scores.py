@@ -82,7 +82,7 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "psnr": mean([row["psnr"] for row in scored]),
         "trivial_psnr": mean([max(row["trivial_psnr"].values()) for row in scored]),
         "margin_db": mean([row["margin_db"] for row in scored]),
-        "text": {name: mean([text[name] for text in texts]) for name in texts[0]} if texts else None,
+        "text": {name: mean([text[name] for text in texts], most=1.0) for name in texts[0]} if texts else None,
         "labels": _labels(labels, len(rows)) if labels else None,
         "seconds_median": float(np.median([row["seconds"] for row in rows])),
         "evaluations": sum(row["evaluations"] for row in rows),
@@ -91,9 +91,9 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _labels(found: list[dict[str, Any]], targets: int) -> dict[str, Any]:
     return {
-        "overlap": mean([one["overlap"] for one in found]),
-        "trivial": mean([max(one["trivial"].values()) for one in found]),
-        "occurring": mean([one["occurring"] for one in found]),
+        "overlap": mean([one["overlap"] for one in found], most=1.0),
+        "trivial": mean([max(one["trivial"].values()) for one in found], most=1.0),
+        "occurring": mean([one["occurring"] for one in found], most=1.0),
         "exact": share(sum(one["exact"] for one in found), targets),
     }
 
@@ -104,12 +104,20 @@ def share(successes: int, count: int) -> dict[str, float]:
     return {"value": successes / count, "low": float(low), "high": float(high)}
 
 
-def mean(values: Sequence[float]) -> dict[str, float | None] | None:
-    """Mean with Student's t-interval, which a single value does not have; ``None`` of nothing."""
+def mean(values: Sequence[float], *, most: float | None = None) -> dict[str, float | None] | None:
+    """Mean with Student's t-interval, which a single value does not have; ``None`` of nothing.
+
+    Args:
+        values: What the mean is of.
+        most: Of values from 0 to this the interval does not go beyond.
+    """
     if not values:
         return None
     centre = float(np.mean(values))
     if len(values) < 2:
         return {"value": centre, "low": None, "high": None}
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * stats.sem(values))
-    return {"value": centre, "low": centre - half, "high": centre + half}
+    low, high = centre - half, centre + half
+    if most is not None:
+        low, high = max(low, 0.0), min(high, most)
+    return {"value": centre, "low": low, "high": high}

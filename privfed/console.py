@@ -169,30 +169,49 @@ class Console:
         self._out.print(text, markup=False)
 
     def attacks(self, summary: Sequence[Mapping[str, Any]]) -> None:
-        """One line for each observer, kind of vector and attack; intervals are of 95 %."""
-        keys = ("observer", "kind", "attack", "targets", "failed", "verified")
-        figures = ("exact", "identified", "psnr", "trivial_psnr")
-        rows = [{key: row[key] for key in keys} | {key: _interval(row[key]) for key in figures} for row in summary]
-        self.table("Attacks, with 95 % intervals", rows)
+        """One table for each observer and kind of vector, with a line for each attack."""
+        seen: dict[str, list[Mapping[str, Any]]] = {}
         for row in summary:
-            if row["text"]:
-                scores = {name: _interval(value) for name, value in row["text"].items()}
-                self.figures(scores, f"{row['attack']} on text, {row['observer']}")
-            if row["labels"]:
-                found = {NAMES_OF_LABELS[name]: _interval(value) for name, value in row["labels"].items()}
-                self.figures(found, f"{row['attack']} on {row['kind']}, {row['observer']}")
+            seen.setdefault(f"{row['observer']}: {row['kind']}", []).append(row)
+        for view, rows in seen.items():
+            self.table(view, [_attack_line(row) for row in rows])
+        self.say_result("In brackets: 95 % intervals; of text and labels, means over the targets.")
 
     def path(self, label: str, path: Path) -> None:
         """Where a result lies, on a line of its own that can be copied whole."""
         self._out.print(f"{label}: {path}", markup=False, soft_wrap=True)
 
 
-NAMES_OF_LABELS = {
-    "overlap": "labels right",
-    "trivial": "by the best guess",
-    "occurring": "which occur, F1",
-    "exact": "all right",
-}
+def _attack_line(row: Mapping[str, Any]) -> dict[str, str]:
+    """What an attack came to, in columns that fit on 80 characters."""
+    targets, failed = row["targets"], row["failed"]
+    if text := row["text"]:
+        found = f"tokens {_share(text['token_set'])}, whole sequences {_share(text['exact'])}"
+        found += f", ROUGE-L {_interval(text['rouge_l'])}"
+    elif labels := row["labels"]:
+        found = f"labels right {_share(labels['overlap'])}, by a guess {_share(labels['trivial'])}"
+        found += f"; all of them {_share(labels['exact'])}"
+    elif failed == targets:
+        found = "nothing"
+    else:
+        found = f"exact {_share(row['exact'])}, identified {_share(row['identified'])}"
+        found += f"; PSNR {_interval(row['psnr'])} dB, of a guess {_interval(row['trivial_psnr'])}"
+    return {
+        "attack": row["attack"],
+        "targets": f"{targets}, {failed} without a guess" if failed else str(targets),
+        "verified": str(row["verified"]),
+        "found": found,
+    }
+
+
+def _share(figure: Mapping[str, float | None] | None) -> str:
+    if figure is None:
+        return "–"
+    value, low, high = (None if figure[name] is None else f"{100 * figure[name]:.0f}" for name in KEYS)  # type: ignore[operator]  # no None
+    return f"{value} %" if low is None else f"{value} % ({low} to {high})"
+
+
+KEYS = ("value", "low", "high")
 
 
 def _interval(figure: Mapping[str, float | None] | None) -> str:
