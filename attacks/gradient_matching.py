@@ -27,6 +27,7 @@ from attacks import fading_prior, gauss_newton
 from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.batch_features import BatchFeatures, split_features
 from attacks.conv_chain import find_smooth_chain
+from attacks.counting import ANY
 from attacks.gradient import GradientEstimate, estimate_gradient, noise_variance
 from attacks.label_counts import ends_dense, infer_label_counts
 from attacks.labels import infer_labels
@@ -121,8 +122,11 @@ def _labels(
     if model.output_bias is None:
         return None
     error = model.unflatten(estimate.vector)[model.output_bias]
-    if count > 1 and estimate.scale_known and ends_dense(model) and error.any():
-        counts = infer_label_counts(model, observation.weights, estimate.vector, count)
+    if count > 1 and ends_dense(model) and error.any():
+        scale, noise = (1.0, 1.0), 0.0
+        if not estimate.scale_known:
+            scale, noise = ANY, observation.noise_stddev / float(np.linalg.norm(observation.vector))
+        counts = infer_label_counts(model, observation.weights, estimate.vector, count, scale=scale, noise=noise)
         return np.repeat(np.arange(model.classes), counts.astype(np.int64))
     return infer_labels(error, count)
 

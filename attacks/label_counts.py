@@ -34,6 +34,10 @@ Array = NDArray[np.float64]
 NOISE_LEVELS = (0.4, 0.6, 0.8, 1.0)
 SHAPE_LEVELS = (0.2, 0.35, 0.5, 0.7, 0.9)
 """Brightness of the made-up inputs: even noise, and smooth shapes on black."""
+STRETCHED = 1.1
+"""How long gradients of several steps may be in the mean, beside the first; they shrink as the model learns."""
+DISTORTED = 0.03
+"""Standard deviation of a share of labels after several steps, of which all but the first are at other weights."""
 OF_EACH = 32
 """Made-up inputs at one level."""
 

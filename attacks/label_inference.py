@@ -12,15 +12,11 @@ from scipy.stats import chi2
 from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.counting import ANY
 from attacks.gradient import CLIPPED
-from attacks.label_counts import ends_dense, infer_label_counts
+from attacks.label_counts import DISTORTED, STRETCHED, ends_dense, infer_label_counts
 from privfed.transcript import Kind, Observation, Observer, Plan, View
 
 FALSE_ALARM = 1e-3
 """Chance that noise alone passes for a gradient of the last bias."""
-STRETCHED = 1.1
-"""How long gradients of several steps may be in the mean, beside the first; they shrink as the model learns."""
-DISTORTED = 0.03
-"""Standard deviation of a share of labels after several steps, of which all but the first are at other weights."""
 MOST_EXAMPLES = 100_000
 """Behind one vector, for labels that are listed one by one."""
 

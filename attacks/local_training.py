@@ -26,7 +26,7 @@ from scipy import optimize
 from attacks.base import Guess, Images, NotInvertible, ThreatModel, attempt
 from attacks.gradient import CLIPPED, estimate_gradient
 from attacks.gradient_matching import GradientMatching
-from attacks.label_counts import ends_dense, infer_label_counts
+from attacks.label_counts import DISTORTED, STRETCHED, ends_dense, infer_label_counts
 from attacks.labels import infer_labels
 from attacks.matching_loss import TINY, layer_weights
 from privfed.models.functional import Model, cross_entropy
@@ -127,11 +127,19 @@ def _labels(model: Model, observation: Observation, plan: Plan, count: int) -> N
         raise NotInvertible(f"model {model.name} has no output bias whose gradient would tell the labels")
     gradient = estimate_gradient(observation, plan)
     error = model.unflatten(gradient.vector)[model.output_bias]
-    if count > 1 and ends_dense(model) and error.any() and not _clipped(observation, plan):
+    if count > 1 and ends_dense(model) and error.any():
         assert observation.rate_factor is not None  # else the vector was turned away
         rate = plan.learning_rate * observation.rate_factor * max(observation.contributors, TINY)
-        steps = plan.local_epochs * -(-count // plan.batch_size)
-        counts = infer_label_counts(model, observation.weights, -observation.vector / (rate * steps), count)
+        unit = rate * plan.local_epochs * -(-count // plan.batch_size)
+        counts = infer_label_counts(
+            model,
+            observation.weights,
+            -observation.vector / unit,
+            count,
+            scale=(0.0, STRETCHED),
+            noise=observation.noise_stddev / unit,
+            distorted=DISTORTED,
+        )
         return np.repeat(np.arange(model.classes), counts.astype(np.int64))
     return infer_labels(error, count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from statistics import fmean
 from typing import Any
 
 from privfed.audit import evidence as ev
@@ -39,13 +40,17 @@ def readers_of_text(attacks: Sequence[ev.AttackEvidence]) -> set[str]:
 
 
 def counters_of_labels(attacks: Sequence[ev.AttackEvidence]) -> set[str]:
-    """Observers from whose view of the run as configured labels were counted far better than by a guess."""
-    return {a.observer for a in attacks if a.defence == ev.AS_CONFIGURED and a.labels and _beats_guess(a.labels)}
+    """Observers who count labels of the run as configured far better than by a guess, in the mean over a kind."""
+    found: dict[tuple[str, str], list[ev.LabelScores]] = {}
+    for a in attacks:
+        if a.defence == ev.AS_CONFIGURED and a.labels is not None:
+            found.setdefault((a.observer, a.kind), []).append(a.labels)
+    return {observer for (observer, _), scores in found.items() if _beat_guesses(scores)}
 
 
-def _beats_guess(labels: ev.LabelScores) -> bool:
-    guess = max(labels.trivial.values())
-    return labels.overlap > guess and 1 - labels.overlap <= (1 - ev.COUNTED_LABELS) * (1 - guess)
+def _beat_guesses(scores: Sequence[ev.LabelScores]) -> bool:
+    right, guessed = fmean(s.overlap for s in scores), fmean(max(s.trivial.values()) for s in scores)
+    return right > guessed and 1 - right <= (1 - ev.COUNTED_LABELS) * (1 - guessed)
 
 
 def verdict(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from attacks import AttackOutcome, Scores
+from attacks.label_scoring import LabelScores
 from attacks.text_scoring import TextScores
 from privfed.attack_scores import mean, outcome_values, share, summarise
 from privfed.transcript import Kind, Observer
@@ -47,6 +48,23 @@ def test_failures_count_against_the_shares():
     assert summary["exact"]["value"] == 0.25
     assert summary["identified"]["value"] == 0.25
     assert summary["trivial_psnr"]["value"] == 12.0
+
+
+def test_labels_have_their_own_scores():
+    def outcome(overlap, exact):
+        scores = LabelScores(overlap, exact, 1.0, {"all alike": 0.5, "held-out labels": 0.6}, (1, 1), (1, 1))
+        return AttackOutcome(*WHO, None, 0.1, 0, 0.0, 2, labels=scores)
+
+    rows = [outcome_values(o) for o in (outcome(1.0, True), outcome(0.8, False), FAILED)]
+    assert rows[0]["labels"]["found"] == (1, 1)
+    (summary,) = summarise(rows)
+    assert summary["exact"] is None
+    labels = summary["labels"]
+    assert labels["overlap"] == pytest.approx({"value": 0.9, "low": 0.0, "high": 1.0})  # of two values: wider
+    assert labels["trivial"]["value"] == pytest.approx(0.6)
+    assert labels["exact"]["value"] == pytest.approx(1 / 3)
+    del rows[0]["labels"], rows[1]["labels"], rows[2]["labels"]  # as rows were before
+    assert summarise(rows)[0]["labels"] is None
 
 
 def test_text_has_its_own_scores():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,15 @@ def test_ray_has_its_parts_recorded_and_may_go_on_elsewhere() -> None:
     assert here.fingerprint() == there.fingerprint()
     more = Settings.model_validate({"executor": "ray", "sum_parts": here.sum_parts + 1})
     assert more.fingerprint() != here.fingerprint()
+
+
+def test_a_setting_that_came_later_leaves_older_fingerprints_as_they_were() -> None:
+    plain = Settings()
+    tree = plain.model_dump(mode="json", exclude={"ray"})
+    del tree["attacks"]["auxiliary"]  # as it was before
+    older = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    assert plain.fingerprint() == older
+    assert Settings.model_validate({"attacks": {"auxiliary": 0}}).fingerprint() != older
 
 
 @pytest.mark.parametrize(

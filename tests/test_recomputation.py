@@ -69,12 +69,23 @@ def verdict_without_its_warning(tree: Any) -> None:
     tree["verdict"]["level"] = "protected"
 
 
+def labels(tree: Any) -> Any:
+    return next(a for a in tree["attacks"] if a["labels"] and a["labels"]["exact"])["labels"]
+
+
 JUDGEMENTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "a milder verdict": (verdict_without_its_warning, "the verdict"),
     "a milder margin": (lambda t: scored(t).update(margin_db=-9.0), "the margin of attack"),
     "a milder best attack": (
         lambda t: next(o for o in t["observers"] if o["best_attack"])["best_attack"].update(margin_db=-9.0),
         "the best attack of server",
+    ),
+    "fewer labels right": (lambda t: labels(t).update(overlap=0.5), "the counts of labels of attack"),
+    "not all labels right": (lambda t: labels(t).update(exact=False), "the counts of labels of attack"),
+    "other labels occur": (lambda t: labels(t).update(occurring=0.5), "the counts of labels of attack"),
+    "a better guess": (
+        lambda t: labels(t)["trivial"].update({"all alike": 0.99}),
+        "the counts of labels of attack",
     ),
     "a better model": (lambda t: t["accuracy"].update(final_protected=0.99), "the accuracy in the end"),
     "a worse one without protection": (

@@ -101,6 +101,12 @@ class Settings(Section):
         return None if clients is None else clients * (self.cohort.drawn_rate or 1.0)
 
     def fingerprint(self) -> str:
-        """SHA-256 over every resolved setting that could change the result."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"ray"}), sort_keys=True)
+        """SHA-256 over every resolved setting that could change the result.
+
+        A setting that came later is left out where it has its default: older folders still belong to theirs.
+        """
+        tree = self.model_dump(mode="json", exclude={"ray"})
+        if self.attacks.auxiliary == Attacks().auxiliary:
+            del tree["attacks"]["auxiliary"]
+        text = json.dumps(tree, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

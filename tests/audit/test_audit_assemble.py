@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+from report_sample import counted_labels, failed_attack
 
 from privfed.audit import evidence as ev
 from privfed.audit.assemble.statements import SETTINGS_OF
 from privfed.privacy.plan import KINDS
-from privfed.verdict import verdict
+from privfed.verdict import counters_of_labels, verdict
 
 TERMS = ("δ = 1e-05", "client-level", "neighbours: add or remove one client", "sampling: Poisson, rate 0.1")
 
@@ -66,6 +67,29 @@ def test_the_verdict_names_terms_and_who_reconstructed(
         assert f"or their tokens read, by: {', '.join(sorted(leaking))}." in found.text
     else:
         assert "No attack tried" in found.text
+
+
+@pytest.mark.parametrize(
+    ("overlaps", "told"),
+    [((1.0,), True), ((0.9, 0.8), True), ((1.0, 0.4), False), ((0.5,), False), ((0.3,), False), ((), False)],
+)
+def test_labels_are_told_by_the_mean_over_vectors_and_break_no_promise(
+    overlaps: tuple[float, ...], told: bool
+) -> None:
+    """A guess is right in half of them: three quarters are to be right."""
+    other = counted_labels("server", defence="none")  # is not of the run as configured
+    seen = [
+        a.model_copy(update={"labels": a.labels.model_copy(update={"overlap": right})})
+        for right in overlaps
+        for a in [counted_labels("release")]
+        if a.labels is not None
+    ]
+    counters = counters_of_labels([other, failed_attack("release"), *seen])
+    assert counters == ({"release"} if told else set())
+    observers = (observer("server", 2.0), observer("release", 2.0))
+    found = verdict(observers, None, None, set(), counters)
+    assert ("was found by: release." in found.text) == told
+    assert found.level == "protected"
 
 
 @pytest.mark.parametrize(("status", "flagged"), [("failed", True), ("passed", False), ("not checked", False)])

@@ -90,6 +90,20 @@ def attack(
     return ev.AttackEvidence(**values | changes)
 
 
+def counted_labels(observer: str, *, right: bool = True, **changes: Any) -> ev.AttackEvidence:
+    scores = dict.fromkeys(("mse", "psnr", "ssim", "label_correct", "trivial_psnr", "margin_db"))
+    labels = ev.LabelScores(
+        overlap=1.0 if right else 0.5,
+        exact=right,
+        occurring=1.0 if right else 0.5,
+        trivial={"all alike": 0.5, "held-out labels": 0.45},
+        found=(2, 0, 2) if right else (2, 2, 0),
+        true=(2, 0, 2),
+    )
+    none = {"original": None, "reconstruction": None, "attack": "label_inference"}
+    return attack(1, observer=observer, **scores, **none, labels=labels, **changes)
+
+
 def failed_attack(observer: str, **changes: Any) -> ev.AttackEvidence:
     scores = dict.fromkeys(("mse", "psnr", "ssim", "label_correct", "trivial_psnr", "margin_db"))
     words = "the rank of the update is above one: it holds more than one example"

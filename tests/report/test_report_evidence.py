@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from report_sample import attack, failed_attack, guarantee, observers, round_evidence, sample
+from report_sample import attack, counted_labels, failed_attack, guarantee, observers, round_evidence, sample
 
 from privfed.audit import evidence as ev
 from privfed.report import numbers, selection, svg
@@ -48,9 +49,20 @@ TEXT = ev.TextScores(token_set=0.98765, token_accuracy=0.5, exact=0.25, rouge1=0
 
 
 def test_an_attack_fails_or_scores() -> None:
-    for changes in ({"failure": "it did not work"}, {"margin_db": None}, {"text": TEXT}):
+    labels = counted_labels("server").labels
+    for changes in ({"failure": "it did not work"}, {"margin_db": None}, {"text": TEXT}, {"labels": labels}):
         with pytest.raises(ValidationError, match="has a failure, or psnr"):
             attack(1, observer="server", **changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"found": (1, 1)}, {"true": (0, 0, 0)}, {"found": (0, 0, 0)}, {"trivial": {}}]
+)
+def test_counts_of_labels_are_of_the_same_classes(changes: Any) -> None:
+    labels = counted_labels("server").labels
+    assert labels is not None
+    with pytest.raises(ValidationError, match="are of the same classes"):
+        ev.LabelScores(**{**labels.model_dump(), **changes})
 
 
 def test_numpy_numbers_are_taken() -> None:

@@ -16,6 +16,7 @@ from report_sample import (
     attack,
     canaries,
     clients,
+    counted_labels,
     failed_attack,
     guarantee,
     observers,
@@ -345,6 +346,22 @@ def test_attacks_on_text_show_the_scores_of_text() -> None:
     read = failed_attack("server").model_copy(update={"failure": None, "text": scores})
     html = render_html(sample(attacks=[read]))
     assert "tokens 0.988 (F1 of the set), in their places 0.5, whole sequences 0.25, ROUGE-L 0.65" in html
+
+
+def test_labels_have_a_figure_a_note_and_a_word_at_the_top() -> None:
+    counted = [
+        counted_labels("server"),
+        counted_labels("server", right=False),
+        counted_labels("client", right=False),
+    ]
+    html = render_html(sample(attacks=counted))
+    page = Page(html)
+    assert 'id="fig-labels-title"' in html
+    assert "server, as configured: the run&#39;s own updates: 75.0" in html
+    assert "all labels of 1 of 2 vectors" in html
+    assert any("labels: 100.0" in cell["text"] and "a guess 50.0" in cell["text"] for cell in page.all("td"))
+    assert "Labels: server counts 100" in html
+    assert 'id="fig-labels-title"' not in render_html(sample(attacks=[failed_attack("server")]))
 
 
 def test_a_ladder_shows_the_same_examples_behind_each_defence() -> None:
