@@ -356,12 +356,12 @@ def test_labels_have_a_figure_a_note_and_a_word_at_the_top() -> None:
     ]
     html = render_html(sample(attacks=counted))
     page = Page(html)
-    assert 'id="fig-labels-title"' in html
+    assert 'id="fig-labels-t"' in html
     assert "server, as configured: the run&#39;s own updates: 75.0" in html
     assert "all labels of 1 of 2 vectors" in html
     assert any("labels: 100.0" in cell["text"] and "a guess 50.0" in cell["text"] for cell in page.all("td"))
     assert "Labels: server counts 100" in html
-    assert 'id="fig-labels-title"' not in render_html(sample(attacks=[failed_attack("server")]))
+    assert 'id="fig-labels-t"' not in render_html(sample(attacks=[failed_attack("server")]))
 
 
 def test_a_ladder_shows_the_same_examples_behind_each_defence() -> None:
