@@ -28,6 +28,7 @@ FINER = np.geomspace(0.95, 1.05, 15)
 MOST_MOVED = 512
 """Examples up to which whole numbers say more than their rounding."""
 ANY = (0.0, np.inf)
+"""Bounds of a scale of which nothing is known."""
 LEAST = 1e-9
 """Relative decrease of a squared distance that is more than rounding."""
 EVEN = 0.05

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from privfed.transcript import Kind, Observation, Plan
 
 CLIPPED = 1 - 1e-3
-"""An update whose norm reaches this share of the clip norm is taken to be clipped: its length is lost. The
-slack is for fixed-point rounding after the clipping."""
+"""An update whose norm reaches this share of the clip norm is taken to be clipped: its length is lost."""
 MOST_NOISE = 1e100
 """Relative to the largest entry of a vector: more need not be told apart, and its square is a number."""
 FINEST_STEP = 1e-9
@@ -44,7 +43,7 @@ def estimate_gradient(observation: Observation, plan: Plan) -> GradientEstimate:
         plan: The run's public plan.
     """
     update = np.asarray(observation.vector, np.float64) / max(observation.contributors, 1e-300)
-    if _scale_known(observation, plan, float(np.linalg.norm(update))):
+    if _scale_known(observation, plan, update):
         assert observation.rate_factor is not None  # else its scale is not known
         return GradientEstimate(-update / (plan.learning_rate * observation.rate_factor), True)
     # Divided by the largest entry first: squares of masked uploads or of tiny updates may leave float64.
@@ -52,15 +51,29 @@ def estimate_gradient(observation: Observation, plan: Plan) -> GradientEstimate:
     return GradientEstimate(-direction / np.linalg.norm(direction), False)
 
 
-def _scale_known(observation: Observation, plan: Plan, norm: float) -> bool:
+def _scale_known(observation: Observation, plan: Plan, update: NDArray[np.float64]) -> bool:
     one_client = observation.kind is Kind.CLIENT_UPDATE or (
         observation.contributors == 1 and not plan.weighted and observation.kind is not Kind.MASKED_UPLOAD
     )
     linear = observation.kind is not Kind.MODEL_DIFFERENCE or plan.server_scale is not None
-    clipped = plan.clip_norm is not None and norm >= CLIPPED * plan.clip_norm
     one_step = (plan.local_epochs if plan.local_steps is None else plan.local_steps) == 1
     one_rate = observation.rate_factor is not None
-    return one_client and linear and one_step and one_rate and not clipped and observation.noise_stddev == 0
+    certain = one_client and linear and one_step and one_rate and observation.noise_stddev == 0
+    return certain and not may_be_clipped(update, plan)
+
+
+def may_be_clipped(update: NDArray[np.float64], plan: Plan) -> bool:
+    """Whether one client's update ``[d]`` may have lost its length.
+
+    Where updates are rounded to fixed point they are clipped to less, by the length that rounding may add.
+    """
+    if plan.clip_norm is None:
+        return False
+    norm, largest = float(np.linalg.norm(update)), float(np.abs(update).max())
+    if norm >= CLIPPED * plan.clip_norm:
+        return True
+    rounding = _step(update, largest, plan) * len(update) ** 0.5
+    return bool(norm + rounding >= CLIPPED * plan.clip_norm)
 
 
 def noise_variance(observation: Observation) -> float:
@@ -77,6 +90,18 @@ def noise_variance(observation: Observation) -> float:
     rounding = float(np.sum(np.minimum(spacing / largest, MOST_NOISE) ** 2)) / 12
     known = len(vector) * (min(observation.noise_stddev / largest, MOST_NOISE) ** 2 + _lattice(scaled) ** 2 / 6)
     return float((rounding + known) / np.sum(scaled**2))
+
+
+def noise_stddev(observation: Observation, plan: Plan) -> float:
+    """Standard deviation per coordinate of the noise that the observer knows of and of rounding to fixed point."""
+    vector = np.asarray(observation.vector, np.float64)
+    step = _step(vector, float(np.abs(vector).max()), plan)
+    return float(np.hypot(observation.noise_stddev, step / 6**0.5))
+
+
+def _step(vector: NDArray[np.float64], largest: float, plan: Plan) -> float:
+    """Of the fixed point that the plan's aggregation takes; 0 where it takes none."""
+    return 0.0 if plan.mode == "off" else _lattice(vector / largest) * largest
 
 
 def _lattice(vector: NDArray[np.float64]) -> float:

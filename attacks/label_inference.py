@@ -11,7 +11,7 @@ from scipy.stats import chi2
 
 from attacks.base import Guess, NotInvertible, ThreatModel
 from attacks.counting import ANY
-from attacks.gradient import CLIPPED
+from attacks.gradient import may_be_clipped, noise_stddev
 from attacks.label_counts import DISTORTED, STRETCHED, ends_dense, infer_label_counts
 from privfed.transcript import Kind, Observation, Observer, Plan, View
 
@@ -56,7 +56,7 @@ class LabelInference:
         moved = np.asarray(model.unflatten(np.asarray(seen.vector, np.float64))[-1])
         if not moved.any():
             raise NotInvertible("the last bias did not move: it says nothing about labels")
-        noise, power = seen.noise_stddev, float(np.sum((moved / np.abs(moved).max()) ** 2))
+        noise, power = noise_stddev(seen, plan), float(np.sum((moved / np.abs(moved).max()) ** 2))
         expected = (noise / float(np.abs(moved).max())) ** 2
         if noise and power < expected * float(chi2.isf(FALSE_ALARM, len(moved))):
             raise NotInvertible("the last bias moved no more than the noise in the vector explains")
@@ -89,9 +89,9 @@ def _granted(view: View) -> tuple[str, ...]:
 
 def examples_behind(seen: Observation, plan: Plan) -> int:
     """How many examples an observer takes to be behind the vector: each client has as many as the plan says."""
-    each = plan.examples or plan.batch_size
+    each = plan.examples or plan.batch_size * (plan.local_steps or 1)
     if plan.local_steps is not None:
-        each = plan.local_steps * min(each, plan.batch_size)
+        each = min(each, plan.local_steps * plan.batch_size)
     return max(1, round(seen.contributors * each))
 
 
@@ -114,7 +114,7 @@ def _scale(seen: Observation, plan: Plan) -> tuple[float, float]:
         return ANY
     # Of a sum nobody knows which of the updates in it were clipped.
     single = seen.contributors == 1 and not plan.weighted
-    whole = plan.clip_norm is None or (single and float(np.linalg.norm(seen.vector)) < CLIPPED * plan.clip_norm)
+    whole = plan.clip_norm is None or (single and not may_be_clipped(seen.vector, plan))
     if steps == 1:
         return (1.0 if whole else 0.0), 1.0
     return 0.0, STRETCHED * steps / (1 - plan.momentum)

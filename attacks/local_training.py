@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from attacks.base import Guess, Images, NotInvertible, ThreatModel, attempt
-from attacks.gradient import CLIPPED, estimate_gradient
+from attacks.gradient import estimate_gradient, may_be_clipped
 from attacks.gradient_matching import GradientMatching
 from attacks.label_counts import DISTORTED, STRETCHED, ends_dense, infer_label_counts
 from attacks.labels import infer_labels
@@ -144,11 +144,6 @@ def _labels(model: Model, observation: Observation, plan: Plan, count: int) -> N
     return infer_labels(error, count)
 
 
-def _clipped(observation: Observation, plan: Plan) -> bool:
-    norm = float(np.linalg.norm(observation.vector)) / max(observation.contributors, TINY)
-    return plan.clip_norm is not None and norm >= CLIPPED * plan.clip_norm
-
-
 class _Solved(Exception):  # noqa: N818 - leaves scipy's optimizer from inside its objective
     """The images explain the update."""
 
@@ -165,7 +160,8 @@ class _Search:
         # Divided first: squares of tiny or huge vectors may leave float64. Clipping, and an update that is far
         # beyond what such a training can do, leave its direction alone to compare.
         largest = float(np.abs(target).max())
-        known = not _clipped(observation, plan) and 1e-100 < largest < 1e100
+        update = observation.vector / max(observation.contributors, TINY)
+        known = not may_be_clipped(update, plan) and 1e-100 < largest < 1e100
         target = target if known else target / largest
         self._arguments = [
             tf.constant(values, tf.float64)

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment
 
-from privfed.defences.figures import identification_figure, margin_words, psnr_figure
+from privfed.defences.figures import identification_figure, labels_figure, margin_words, psnr_figure
 from privfed.defences.record import STRONGEST, Grid
 from privfed.report import numbers
 from privfed.report.environment import page_environment
@@ -34,7 +34,7 @@ def render_grid(grid: Grid) -> str:
             targets=targets,
             strongest=STRONGEST,
             verdicts=VERDICTS,
-            figures=[psnr_figure(grid), identification_figure(grid)],
+            figures=[f for f in (psnr_figure(grid), identification_figure(grid), labels_figure(grid)) if f],
             hatch=HATCH,
             settings=list(flat_settings(grid.settings)),
         )

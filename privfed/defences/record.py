@@ -16,6 +16,8 @@ from privfed.defences.folder import Row, cell_of, finished
 
 STRONGEST = "strongest"
 """In the place of an attack: of each target the attack with most images exact, or else with the nearest one."""
+LABELS = "label_inference"
+"""The attack that gives no images: it has a figure of its own, and no part in the verdict."""
 PAIRS = 4
 """Pairs of images kept for the page, those that got most."""
 
@@ -79,7 +81,7 @@ class Grid:
         settings: Of the experiment.
         dataset: Its name.
         model: Its name and number of weights.
-        attacks: Columns.
+        attacks: All that were tried.
         lines: Rows.
         held_out: Examples that the true one has to be told from.
         seconds: Of this run of the command.
@@ -165,7 +167,7 @@ def _line(
 ) -> Line:
     found = {name: by_cell[defence.name, name] for name in names if (defence.name, name) in by_cell}
     cells = {name: _cell(defence.name, name, rows, held_out) for name, rows in found.items()}
-    every = [row for rows in found.values() for row in rows]
+    every = [row for name, rows in found.items() if name != LABELS for row in rows]
     examples = max((row["examples"] or 0 for row in every), default=0)
     clipped = next((row["clipped"] for row in every), None)
     if len(found) < len(names):

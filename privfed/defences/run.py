@@ -21,7 +21,7 @@ from privfed.console import Advance, Console
 from privfed.defences.catalogue import defences
 from privfed.defences.folder import GRID_HTML, GRID_JSON, GridFolder, Row, cell_of, finished
 from privfed.defences.page import render_grid
-from privfed.defences.record import STRONGEST, build
+from privfed.defences.record import LABELS, STRONGEST, build
 from privfed.defences.workload import Workload, prepare
 from privfed.errors import SettingError, Stopped
 from privfed.exposure import examples_behind, held_out
@@ -122,6 +122,7 @@ def _run(
                     max_observations=work.targets,
                     progress=_keeper(work, clipped, keep, advance),
                     held_out=held_out(population),
+                    public_labels=population.test_labels,
                 )
 
 
@@ -145,6 +146,12 @@ def _keeper(
     return note
 
 
+def _labels(line: Mapping[str, Any]) -> float | None:
+    """Share of labels that are counted right."""
+    found = next((c["figures"]["labels"] for c in line["cells"] if c["attack"] == LABELS), None)
+    return found["overlap"]["value"] if found else None
+
+
 def _picture(image: Any) -> str | None:
     return None if image is None else png(image)
 
@@ -163,6 +170,7 @@ def show_grid(found: Mapping[str, Any], out: Path | None, console: Console) -> N
                 "PSNR, dB": figures["psnr"]["value"] if figures and figures["psnr"] else None,
                 "over a guess, dB": figures["margin_db"]["value"] if figures and figures["margin_db"] else None,
                 "identified": figures["identified"]["value"] if figures and figures["identified"] else None,
+                "labels": _labels(line),
             }
         )
     console.table("Defences against the strongest attack", rows)

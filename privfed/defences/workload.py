@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from attacks import Attack, create
+from attacks import Attack, LabelInference, create
 from attacks.auto import Auto, skipped
 from privfed.composition import compose
 from privfed.config import Settings
@@ -16,6 +16,7 @@ from privfed.data import Population
 from privfed.defences.catalogue import Defence
 from privfed.errors import SettingError
 from privfed.experiment import Experiment
+from privfed.exposure import auxiliary_examples
 from privfed.transcript import Observation, Observer, Transcript, View
 
 
@@ -57,7 +58,8 @@ class Workload:
         if self.defence.pruned:
             seen = [pruned(one, self.defence.pruned) for one in seen]
         share = float(np.mean(clipped)) if clipped and experiment.plan.clip_norm is not None else None
-        return View(Observer.SERVER, experiment.plan, experiment.model, tuple(seen)), share
+        auxiliary = auxiliary_examples(experiment)
+        return View(Observer.SERVER, experiment.plan, experiment.model, tuple(seen), auxiliary), share
 
 
 def prepare(base: Settings, defence: Defence, examples: Population) -> Workload:
@@ -88,16 +90,28 @@ def prepare(base: Settings, defence: Defence, examples: Population) -> Workload:
 
 
 def _attacks(experiment: Experiment, defence: Defence) -> tuple[Attack, ...]:
-    """Those of the settings; for ``auto`` all that it would try, each for itself."""
+    """Those of the settings; for ``auto`` all that it would try, each for itself, and the counting of labels.
+
+    Raises:
+        SettingError: None of them gives images.
+    """
     chosen: dict[str, Attack] = {}
     settings = experiment.settings.attacks
     for name in settings.methods:
         tried: Sequence[Attack] = [create(name, iterations=settings.iterations)]
         if name == "auto":
-            tried = Auto(settings.iterations).candidates(experiment.model, experiment.plan, defence.kind)
+            images = Auto(settings.iterations).candidates(experiment.model, experiment.plan, defence.kind)
+            tried = [*images, LabelInference()]
         for attack in tried:
             if skipped(attack, Observer.SERVER, defence.kind) is None:
                 chosen[attack.name] = attack  # of two of one name the last, which knows the batch
+    if not chosen.keys() - {LabelInference.name}:
+        raise SettingError(
+            "the grid compares images, and no attack gives any",
+            where="attacks.methods",
+            value=", ".join(settings.methods),
+            remedy='Use methods = ["auto"]',
+        )
     return tuple(chosen.values())
 
 

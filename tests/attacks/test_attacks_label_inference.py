@@ -9,6 +9,7 @@ import pytest
 
 from attacks import Auxiliary, LabelInference, attempt, infer_label_counts, infer_labels, run_attacks
 from attacks.counting import Counting, softmax
+from attacks.gradient import estimate_gradient, may_be_clipped
 from attacks.label_inference import examples_behind
 from attacks.label_scoring import score_labels
 from privfed.transcript import Kind, Observer
@@ -52,6 +53,24 @@ def test_clipping_hides_no_labels(lab, model, greedily):
         greedy += (np.bincount(theirs, minlength=10) == truth).all()
     assert right >= 23
     assert greedy <= greedily
+
+
+def test_rounding_to_coarse_fixed_point_does_not_make_a_clipped_update_look_whole(lab):
+    """Before it is rounded an update is clipped to less, so that rounding does not take it beyond the bound."""
+    place, rng, right = lab("mlp", clip_norm=0.1, mode="ring"), np.random.default_rng(0), 0
+    for first in range(0, 80, 8):
+        rows = range(first, first + 8)
+        update, step = place.update(rows), 1e-5
+        bound = 0.1 - step * update.size**0.5
+        steps = update * bound / np.linalg.norm(update) / step
+        rounded = step * (np.floor(steps) + (rng.random(steps.shape) < steps - np.floor(steps)))
+        assert np.linalg.norm(rounded) < 0.0995
+        assert may_be_clipped(rounded, place.plan)
+        assert not estimate_gradient(place.observe(rows, rounded), place.plan).scale_known
+        right += (counted(place, place.observe(rows, rounded)) == counts(place, rows)).all()
+    assert right >= 9
+    assert not may_be_clipped(place.update(range(8)), dataclasses.replace(place.plan, clip_norm=10.0))
+    assert not may_be_clipped(np.round(rounded / 4, 6), place.plan)  # rounded too, and far from the bound
 
 
 def test_a_sum_of_clients_and_several_steps_blur_them(lab):
@@ -124,8 +143,10 @@ def test_what_it_declines_it_declines_in_words(lab):
         ({"batch_size": 8}, 1.0, 8),
         ({"batch_size": 8, "examples": 3.0}, 1.0, 3),
         ({"batch_size": 8, "examples": 3.0}, 4.0, 12),
-        ({"batch_size": 8, "examples": 20.0, "local_steps": 5}, 1.0, 40),
-        ({"batch_size": 8, "examples": 3.0, "local_steps": 5}, 1.0, 15),
+        ({"batch_size": 8, "examples": 20.0, "local_steps": 5}, 1.0, 20),
+        ({"batch_size": 8, "examples": 60.0, "local_steps": 5}, 1.0, 40),
+        ({"batch_size": 8, "local_steps": 5}, 1.0, 40),
+        ({"batch_size": 8, "examples": 3.0, "local_steps": 5}, 1.0, 3),
         ({"batch_size": 8, "examples": 20.0, "weighted": True}, 0.25, 5),
         ({"batch_size": 8, "examples": 0.1}, 1.0, 1),
     ],

@@ -42,6 +42,7 @@ def row(
         "trivial_psnr": None if failed else {"grey": 13.0},
         "margin_db": None if failed else psnr - 13.0,
         "text": None,
+        "labels": None,
         "seconds": 0.1,
         "evaluations": 0,
         "original": image,
@@ -50,12 +51,27 @@ def row(
     }
 
 
+def counted(defence: str, target: int, of: int, overlap: float = 0.75) -> dict[str, Any]:
+    """Of an attack that counts labels."""
+    labels = {
+        "overlap": overlap,
+        "exact": overlap == 1,
+        "occurring": 1.0,
+        "trivial": {"all alike": 0.25},
+        "found": [1, 1],
+        "true": [1, 1],
+    }
+    none = {"mse": None, "margin_db": None, "trivial_psnr": None, "original": None, "reconstruction": None}
+    failed = row(defence, "label_inference", target, of, psnr=None)
+    return {**failed, **none, "failure": None, "examples": 2, "labels": labels}
+
+
 SETTINGS = load_settings(Path(__file__).parents[2] / "examples" / "defences.toml")
 PLAN = [(Defence("none", "none"), ("one", "two")), (Defence("noise", "noise"), ("one",))]
 
 
-def grid(rows: list[dict[str, Any]]) -> Grid:
-    return build(SETTINGS, PLAN, rows, dataset="made up", model="mlp", held_out=18, seconds=1.0)
+def grid(rows: list[dict[str, Any]], plan: Any = PLAN) -> Grid:
+    return build(SETTINGS, plan, rows, dataset="made up", model="mlp", held_out=18, seconds=1.0)
 
 
 def cells(**psnr: float | None) -> list[dict[str, Any]]:

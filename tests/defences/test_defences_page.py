@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 from checked_html import Checked
-from synthetic import cells, grid
+from synthetic import cells, counted, grid
 
-from privfed.defences.figures import DECIBELS, SHARES, psnr_figure
+from privfed.defences.catalogue import Defence
+from privfed.defences.figures import DECIBELS, SHARES, labels_figure, psnr_figure
 from privfed.defences.page import render_grid
-from privfed.defences.record import Grid
+from privfed.defences.record import LABELS, Grid
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,17 @@ def test_a_hostile_name_stays_text(found: Grid) -> None:
     html = render_grid(replace(found, name='"><script>alert(1)</script>'))
     assert "<script" not in html
     Checked(html)
+
+
+def test_labels_have_a_heat_map_beside_a_guess() -> None:
+    plan = [(Defence("none", "none"), ("one", LABELS)), (Defence("noise", "noise"), ("one", LABELS))]
+    found = grid([*cells(one=20.0), *(counted("none", t, 3) for t in (1, 2, 3))], plan)
+    figure = labels_figure(found)
+    assert figure is not None
+    assert re.search(r"<desc[^>]*>.*Labels right: none: 75.*; noise: not finished", str(figure.drawing))
+    assert ">25" in str(figure.drawing)  # by guess
+    html = render_grid(found)
+    Checked(html)
+    assert "labels right 75" in html
+    assert "label inference" not in str(psnr_figure(found).drawing)
+    assert labels_figure(grid(cells(one=20.0))) is None

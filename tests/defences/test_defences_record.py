@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from synthetic import cells, grid, row
+from synthetic import cells, counted, grid, row
 
+from privfed.defences.catalogue import Defence
 from privfed.defences.folder import finished
-from privfed.defences.record import STRONGEST
+from privfed.defences.record import LABELS, STRONGEST
 
 
 def test_a_cell_without_all_its_outcomes_is_not_finished() -> None:
@@ -49,3 +50,13 @@ def test_identification_counts_from_what_chance_explains_on() -> None:
     assert grid(few).lines[0].cells[STRONGEST].chance == pytest.approx(0.1)
     assert grid(few).lines[0].verdict == "nothing found"
     assert grid(all_).lines[0].verdict == "leaks"
+
+
+def test_labels_have_no_part_in_the_verdict() -> None:
+    plan = [(Defence("none", "none"), ("one", LABELS)), (Defence("noise", "noise"), ("one", LABELS))]
+    rows = [*cells(one=None), *(counted("none", t, 3, 1.0) for t in (1, 2, 3))]
+    first, second = grid(rows, plan).lines
+    assert first.verdict == "nothing found"
+    assert first.cells[STRONGEST].figures["labels"] is None
+    assert first.cells[LABELS].figures["labels"]["overlap"]["value"] == 1.0
+    assert (second.verdict, second.unfinished(LABELS)) == ("unfinished", True)
