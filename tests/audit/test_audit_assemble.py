@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
-from report_sample import counted_labels, failed_attack
 
 from privfed.audit import evidence as ev
 from privfed.audit.assemble.statements import SETTINGS_OF
 from privfed.privacy.plan import KINDS
 from privfed.verdict import counters_of_labels, verdict
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+from report_sample import counted_labels, failed_attack
 
 TERMS = ("δ = 1e-05", "client-level", "neighbours: add or remove one client", "sampling: Poisson, rate 0.1")
 
