@@ -14,7 +14,7 @@ from privfed.privacy.plan import KINDS
 from privfed.verdict import counters_of_labels, verdict
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-from report_sample import counted_labels, failed_attack
+from sample_attacks import counted_labels, failed_attack
 
 TERMS = ("δ = 1e-05", "client-level", "neighbours: add or remove one client", "sampling: Poisson, rate 0.1")
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from report_sample import attack, membership, sample
+from report_sample import membership, sample
+from sample_attacks import attack
 
 from privfed.audit import evidence as ev
 from privfed.report import render_html

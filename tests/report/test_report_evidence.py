@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from report_sample import attack, counted_labels, failed_attack, guarantee, observers, round_evidence, sample
+from report_sample import guarantee, observers, round_evidence, sample
+from sample_attacks import attack, counted_labels, failed_attack
 
 from privfed.audit import evidence as ev
 from privfed.report import numbers, selection, svg

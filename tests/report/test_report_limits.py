@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from report_sample import accuracy_points, attack, round_evidence, run, sample
+from report_sample import accuracy_points, round_evidence, run, sample
+from sample_attacks import attack
 from test_report_page import LIMIT, Page
 
 from privfed.audit import evidence as ev

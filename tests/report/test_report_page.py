@@ -13,11 +13,8 @@ import pytest
 from report_sample import (
     CENTRAL,
     OBSERVERS,
-    attack,
     canaries,
     clients,
-    counted_labels,
-    failed_attack,
     guarantee,
     observers,
     round_evidence,
@@ -25,6 +22,7 @@ from report_sample import (
     sample,
     sweep,
 )
+from sample_attacks import attack, counted_labels, failed_attack
 
 from privfed.audit import evidence as ev
 from privfed.report import render_html
