@@ -66,6 +66,7 @@ def infer_label_counts(
             is searched for.
         noise: Standard deviation of the noise in each entry of ``gradient``.
         clients: Whose examples they are: labels of many are nearer to even than those of one.
+        distorted: Standard deviation of each share of labels, of whatever a single step does not explain.
 
     Raises:
         ValueError: The count is below 1, the model has no dense layer at its end, or the auxiliary data do not fit

@@ -57,7 +57,7 @@ def _counted(labels: ev.LabelScores) -> bool:
     overlap, alike = float(np.minimum(found, true).sum()), float(np.minimum(1 / len(true), true).sum())
     return (
         _close(labels.overlap, overlap)
-        and _close(labels.trivial.get("all alike", alike), alike)
+        and _close(labels.trivial.get("all alike"), alike)
         and _close(labels.occurring, 2 * len(occur[0] & occur[1]) / (len(occur[0]) + len(occur[1])))
         and labels.exact == bool(np.allclose(found, true, rtol=0, atol=CLOSE))
     )

@@ -87,6 +87,7 @@ JUDGEMENTS: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda t: labels(t)["trivial"].update({"all alike": 0.99}),
         "the counts of labels of attack",
     ),
+    "a guess left out": (lambda t: labels(t)["trivial"].pop("all alike"), "the counts of labels of attack"),
     "a better model": (lambda t: t["accuracy"].update(final_protected=0.99), "the accuracy in the end"),
     "a worse one without protection": (
         lambda t: t["accuracy"].update(final_unprotected=0.9),

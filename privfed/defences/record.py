@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from attacks import LabelInference
 from privfed import __version__
 from privfed.attack_scores import summarise
 from privfed.config import Settings
@@ -16,7 +17,7 @@ from privfed.defences.folder import Row, cell_of, finished
 
 STRONGEST = "strongest"
 """In the place of an attack: of each target the attack with most images exact, or else with the nearest one."""
-LABELS = "label_inference"
+LABELS = LabelInference.name
 """The attack that gives no images: it has a figure of its own, and no part in the verdict."""
 PAIRS = 4
 """Pairs of images kept for the page, those that got most."""
